@@ -1,0 +1,101 @@
+"""What a stage says while it works and when it ends: progress lines, the report, a polite stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What a stage did. It is published with the out, so it holds no clock and no path."""
+
+    documents_in: int | None = None
+    documents_out: int | None = None
+    tokens: int | None = None
+    counts: dict[str, int] = field(default_factory=dict)  # e.g. why documents were dropped
+    notes: list[str] = field(default_factory=list)  # sentences a person should read
+    steps: int | None = None  # optimizer updates of the finished model
+
+    def as_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if v not in (None, {}, [])}
+
+
+def say(text: str) -> None:
+    """One line of the stage's output: live in the terminal and in the run's log."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line every two seconds that `commands` turns into a bar.
+
+    The line is `NAME N/TOTAL DETAIL`, e.g. `pretrain 120/600 loss 3.21 · 9,120 tok/s · 01:20 left`.
+    """
+
+    def __init__(self, name: str, total: int, *, start: int = 0):
+        self.name, self.total, self.start = name, total, start
+        self.started_s = self.said_s = time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=start, desc=name, leave=True, dynamic_ncols=True,
+                            bar_format="{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt} {postfix}")
+
+    def update(self, n: int, detail: str = "") -> None:
+        """`n` of `total` is done."""
+        now_s = time.monotonic()
+        done, left = n - self.start, self.total - n
+        if self.bar is None and now_s - self.said_s < 2 and left:
+            return
+        remaining_s = int((now_s - self.started_s) / done * left) if done else 0
+        eta = f"{remaining_s // 60:02d}:{remaining_s % 60:02d} left" if left else f"{now_s - self.started_s:.0f} s"
+        detail = " · ".join(part for part in (detail, eta) if part)
+        if self.bar is not None:
+            self.bar.set_postfix_str(detail, refresh=False)
+            self.bar.update(n - self.bar.n)
+        else:
+            say(f"{self.name} {n}/{self.total} {detail}")
+            self.said_s = now_s
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class _Stop:
+    """SIGTERM and Ctrl-C: at once, or, inside `deferred()`, at the next safe moment."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._deferred = False
+
+    def install(self) -> None:
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, signum: int, _frame: object) -> None:
+        if self._deferred and not self.requested:
+            self.requested = True
+        else:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[_Stop]:
+        """Code inside asks `.requested` between steps, saves its work and raises KeyboardInterrupt."""
+        self._deferred = True
+        try:
+            yield self
+        finally:
+            self._deferred = False
+
+
+stop = _Stop()
