@@ -37,7 +37,7 @@ from typing import Any
 import yaml
 
 from components import files
-from components.config import Config, flatten, load
+from components.config import Config, load
 from components.errors import Blocked, UserError
 from components.layout import Layout
 from components.reporting import Report, say, stop

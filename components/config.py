@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.errors import UserError
 from components.files import load_yaml
@@ -191,8 +191,8 @@ class Config(Section):
     gates: Gates = Gates()
     operations: Operations = Operations()
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Config:
+    def contradictions(self) -> list[str]:
+        """Values that are each in bounds but do not go together."""
         problems = []
         if self.model.n_embd % self.model.n_head:
             problems.append(f"model.n_head={self.model.n_head} must divide model.n_embd={self.model.n_embd}")
@@ -210,9 +210,7 @@ class Config(Section):
             problems.append(f"splits.validation_share + splits.test_share = {self.splits.validation_share + self.splits.test_share:g} must be at most 0.5")
         if self.name.endswith("-instruct"):
             problems.append(f"name={self.name!r} must not end in '-instruct': that suffix names the fine-tuned model")
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
+        return problems
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
@@ -280,8 +278,10 @@ def build(flat: dict[str, Any], *, where: str, complete: bool = False) -> Config
     except ValidationError as error:
         for e in error.errors():
             key = ".".join(str(part) for part in e["loc"])
-            message = e["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-            problems += [f"{key}={e['input']!r}: {message}"] if key else message.splitlines()
+            problems.append(f"{key}={e['input']!r}: {e['msg'].replace('Input should be', 'must be')}")
+            good = {k: v for k, v in good.items() if k != key and not key.startswith(f"{k}.")}
+        config = Config.model_validate(unflatten(good))  # the rest, so that contradictions are told too
+    problems += config.contradictions()
     if problems:
         raise UserError(f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n" + "\n".join(f"  - {p}" for p in problems))
     return config

@@ -146,6 +146,15 @@ def manifest_hash(folder: Path) -> str:
     return sha256_bytes(canonical_json(read_manifest(folder)["files"]).encode())
 
 
+def weights_sha256(model_folder: Path) -> str:
+    """The identity of a model: the hash of its safetensors file, or of the list of its shards."""
+    shards = sorted(model_folder.glob("*.safetensors"))
+    if not shards:
+        raise Damaged(f"{model_folder} holds no *.safetensors file. Run: lmworks run")
+    hashes = {shard.name: sha256_file(shard) for shard in shards}
+    return next(iter(hashes.values())) if len(hashes) == 1 else sha256_bytes(canonical_json(hashes).encode())
+
+
 def fsync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file():

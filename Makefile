@@ -1,0 +1,37 @@
+# make run     set-up, servers, the whole chain on the embedded default
+# make test    the tests
+# make setup   .venv from the lock (TORCH=cpu|cuda, TORCH_INDEX=address of a wheel index)
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+TORCH ?= auto
+export TORCH TORCH_INDEX
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST)
+
+setup:  ## .venv from the lock, the embedded corpus, both databases; idempotent
+	@PYTHON="$(PYTHON)" sh infra/setup.sh
+
+dev: setup  ## setup, and what the tests need
+	@PYTHON="$(PYTHON)" sh infra/setup.sh dev
+
+run: setup  ## the whole chain: text to champion
+	@.venv/bin/lmworks up
+	@.venv/bin/lmworks run
+
+test: dev  ## the tests (under 12 minutes on 2 cores)
+	@.venv/bin/python -m pytest -m "not slow"
+
+lint: dev  ## ruff
+	@.venv/bin/ruff check .
+
+down:  ## stop the servers
+	@.venv/bin/lmworks down
+
+lock: dev  ## resolve requirements*.lock again from pyproject.toml
+	@sh infra/lock.sh
+
+figures: dev  ## measure the figures of the README (30 minutes, a quiet machine)
+	@.venv/bin/python -m benchmarks.figures
+
+.PHONY: help setup dev run test lint down lock figures

@@ -1,0 +1,5 @@
+"""`python -m commands` is `lmworks`."""
+
+from commands.main import main
+
+main()

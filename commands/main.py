@@ -1,0 +1,80 @@
+"""`lmworks`: from raw text to a served language model. One module a noun; this one wires them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+from commands import data, generate, imports, models, run, services, settings
+from commands.doctor import doctor
+from components.errors import UserError
+from components.layout import ROOT
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  lmworks run                                  the whole chain: text to champion
+
+  lmworks use tiny --corpus ./my-texts         your own text (txt, md, jsonl, csv, parquet, gz)
+
+  lmworks run --dry-run                        what would run, and why
+
+  lmworks generate "The king" --seed 1         ask the champion
+
+  lmworks status                               servers, last run, champions
+"""
+
+app = typer.Typer(name="lmworks", help="From raw text to a served, accountable language model.", epilog=EXAMPLES,
+                  no_args_is_help=True, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
+
+app.command(rich_help_panel="The chain")(run.run)
+app.command(rich_help_panel="The chain")(settings.use)
+app.command("import", rich_help_panel="The chain")(imports.import_model)
+app.command(rich_help_panel="The chain")(data.why)
+app.command(rich_help_panel="The chain")(data.accept)
+app.command(rich_help_panel="Models")(generate.generate)
+app.command(rich_help_panel="Models")(models.models)
+app.command(rich_help_panel="This machine")(services.up)
+app.command(rich_help_panel="This machine")(services.status)
+app.command(rich_help_panel="This machine")(services.down)
+app.command(rich_help_panel="This machine")(doctor)
+
+
+def check_checkout() -> None:
+    """Refuse to work on another checkout than the one that the user stands in."""
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "components" / "chain.py").exists():
+            if folder.resolve() != ROOT.resolve():
+                raise UserError(f"this lmworks belongs to {ROOT}, you are in {folder}. Run: {folder / '.venv' / 'bin' / 'lmworks'}")
+            return
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done (a gate's no included), 1 failed, 2 your input, 3 data blocked, 4 damaged, 75 busy, 130 stopped."""
+    import click
+
+    try:
+        check_checkout()
+        code = app(standalone_mode=False)
+    except UserError as error:
+        typer.secho("lmworks: ", fg="red", bold=True, nl=False, err=True)
+        typer.echo(str(error), err=True)
+        code = error.exit_code
+    except click.exceptions.Abort:
+        code = 130
+    except KeyboardInterrupt:
+        typer.echo("lmworks: stopped; run the same command again to go on", err=True)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 141
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()
