@@ -120,7 +120,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise Damaged(f"{folder} has no {MANIFEST}: it was never published whole. Run: lmworks run")
     manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT or not isinstance(manifest.get("files"), dict):
+    whole = isinstance(manifest, dict) and manifest.get("format") == MANIFEST_FORMAT and isinstance(manifest.get("files"), dict)
+    if not whole or path.read_bytes() != canonical_json(manifest).encode():  # the one way it is written
         raise Damaged(f"{path}: format {MANIFEST_FORMAT} with a list of files was expected. Run: lmworks run")
     return manifest
 
@@ -132,9 +133,10 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
     for name, entry in sorted(manifest["files"].items()):
         if name not in found:
             raise Damaged(f"{folder / name} is missing; {MANIFEST} lists it. Run: lmworks run")
-        actual = sha256_file(folder / name)
-        if actual != entry["sha256"]:
-            raise Damaged(f"{folder / name} is damaged: sha256 {actual[:16]}… found, {entry['sha256'][:16]}… written. Run: lmworks run")
+        actual = {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
+        if actual != entry:
+            written = str(entry.get("sha256") if isinstance(entry, dict) else entry)
+            raise Damaged(f"{folder / name} is damaged: sha256 {actual['sha256'][:16]}… found, {written[:16]}… written. Run: lmworks run")
     extra = found - set(manifest["files"])
     if extra:
         raise Damaged(f"{folder / min(extra)} is not in {MANIFEST}: somebody added it. Remove it, or run: lmworks run")
