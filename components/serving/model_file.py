@@ -1,0 +1,214 @@
+"""The served model, as MLflow runs it (models from code): text in, text out.
+
+Logged as it stands with `mlflow.pyfunc.log_model(python_model=<this file>)`, so it imports nothing of this
+repository: whoever loads it needs mlflow, torch and transformers. The artifact folder `model` is a Hugging Face
+folder with `manifest.json` (sha256 of every file) and `serving.json` ({"kind": "base" | "instruct"}).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
+
+PARAMS = {"max_new_tokens": 64, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0}
+MAX_TEMPERATURE = 10.0
+MAX_SEED = 2**63 - 1
+MAX_NEW_TOKENS = 65_536  # where the model itself states no longest sequence
+USER_TEXT = "\ue000user text\ue001"  # stands for the prompt while the chat template is rendered
+
+
+def refuse(sentence: str) -> MlflowException:
+    """A 400 with one line."""
+    return MlflowException.invalid_parameter_value(sentence)
+
+
+def verify(folder: Path) -> None:
+    """Hash every file of the folder. Raises MlflowException that names the first file at fault and both hashes."""
+    try:
+        listed = json.loads((folder / "manifest.json").read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MlflowException(f"model refused: {folder / 'manifest.json'} is missing or damaged ({type(error).__name__})",
+                              INTERNAL_ERROR) from None
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
+    for name, entry in sorted(listed.items()):
+        if name not in found:
+            raise MlflowException(f"model refused: {name} is missing; manifest.json lists it with sha256 {entry['sha256']}",
+                                  INTERNAL_ERROR)
+        with open(folder / name, "rb") as f:
+            actual = hashlib.file_digest(f, "sha256").hexdigest()
+        if actual != entry["sha256"]:
+            raise MlflowException(f"model refused: {name} is damaged: sha256 {actual} found, {entry['sha256']} was registered",
+                                  INTERNAL_ERROR)
+    if found - set(listed):
+        raise MlflowException(f"model refused: {min(found - set(listed))} is not in manifest.json; somebody added it", INTERNAL_ERROR)
+
+
+def load(folder: Path, device: str) -> tuple[Any, Any]:
+    """(model, tokenizer) of a verified Hugging Face folder: safetensors only, no code of the folder's own.
+
+    Raises MlflowException when a tensor is missing or left over (transformers would fill it with noise).
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as bars
+
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).exists() and "auto_map" in json.loads((folder / name).read_bytes()):
+            raise MlflowException(f"model refused: {name} asks for code of its own (auto_map)", INTERNAL_ERROR)
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+    problems = {kind: sorted(str(key) for key in keys)[:3] for kind, keys in info.items() if keys}
+    if problems:
+        raise MlflowException(f"model refused: its weights do not fit its config.json: {problems}", INTERNAL_ERROR)
+    # what a user types is text: "<|end|>" in a prompt must not end the turn
+    tokenizer.backend_tokenizer.encode_special_tokens = True
+    return model.to(device).eval(), tokenizer
+
+
+def next_token(logits_V: torch.Tensor, settings: dict[str, Any], generator: torch.Generator) -> int:
+    """Draw one token id; temperature 0 takes the likeliest. Top-k, then nucleus (Holtzman et al. 2020)."""
+    logits_V = logits_V.float().cpu()
+    if not bool(torch.isfinite(logits_V).all()):
+        raise MlflowException("the model computed numbers that are not finite; its weights are unusable", INTERNAL_ERROR)
+    if settings["temperature"] == 0:
+        return int(logits_V.argmax())
+    # the maximum goes to 0 first, so that a tiny temperature cannot overflow
+    scaled_V, ids_V = torch.sort((logits_V - logits_V.max()) / settings["temperature"], descending=True, stable=True)
+    if settings["top_k"]:
+        scaled_V = scaled_V[: settings["top_k"]]
+    chances_V = torch.softmax(scaled_V, dim=-1)
+    if settings["top_p"] < 1:
+        before_V = chances_V.cumsum(-1) - chances_V
+        chances_V = torch.where(before_V < settings["top_p"], chances_V, 0.0)  # the first one always stays
+    return int(ids_V[torch.multinomial(chances_V, 1, generator=generator)])
+
+
+class LanguageModel(mlflow.pyfunc.PythonModel):
+    """Continues texts (base) or answers prompts (instruct). Rule of length: prompt + max_new_tokens <= context."""
+
+    def load_context(self, context: Any) -> None:
+        folder = Path(context.artifacts["model"])
+        verify(folder)
+        self.device = str((getattr(context, "model_config", None) or {}).get("device", "cpu"))
+        self.model, self.tokenizer = load(folder, self.device)
+        self.instruct = json.loads((folder / "serving.json").read_bytes())["kind"] == "instruct"
+        config = self.model.config
+        self.context_tokens = getattr(config, "max_position_embeddings", None)
+        self.vocabulary = int(config.vocab_size)
+        ends = [self.model.generation_config.eos_token_id, config.eos_token_id, self.tokenizer.eos_token_id]
+        if self.instruct:
+            ends.append(self.tokenizer.get_vocab().get("<|end|>"))
+        self.stops = {int(i) for end in ends if end is not None for i in (end if isinstance(end, list) else [end])}
+        self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        if self.instruct:
+            self.before, self.after = self.chat_frame()
+
+    def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> list[str]:
+        """One text a prompt, each the same whatever else is in the request or running beside it."""
+        try:
+            settings = self.settings(params)
+            requests = [self.encode(n, prompt, settings) for n, prompt in enumerate(model_input)]
+            return [self.generate(ids, settings) for ids in requests]
+        except MlflowException:
+            raise
+        except Exception as error:  # MLflow would answer with the stack trace and file paths
+            logging.getLogger("lmworks.model").exception("generation failed")
+            raise MlflowException(f"generation failed inside the model ({type(error).__name__}); the server's log says more",
+                                  INTERNAL_ERROR) from None
+
+    def settings(self, params: dict[str, Any] | None) -> dict[str, Any]:
+        """Defaults and the caller's params, each within its bounds. Raises a 400 that names field, value and bounds."""
+        merged = PARAMS | {key: value for key, value in (params or {}).items() if value is not None}
+        longest = self.context_tokens or MAX_NEW_TOKENS
+        bounds = {"max_new_tokens": (1, longest), "temperature": (0, MAX_TEMPERATURE), "top_k": (0, self.vocabulary),
+                  "top_p": (0, 1), "seed": (0, MAX_SEED)}
+        for field, (lowest, highest) in bounds.items():
+            value = merged[field]
+            kinds = (int, float) if isinstance(PARAMS[field], float) else int
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise refuse(f"{field}={str(value)[:40]!r}: a number from {lowest} to {highest} was expected")
+            if not lowest <= value <= highest or (field == "top_p" and value == 0):
+                above = " (above 0)" if field == "top_p" else " (0 = off)" if field == "top_k" else ""
+                raise refuse(f"{field}={value} is out of range: from {lowest} to {highest}{above}")
+        return merged
+
+    def chat_frame(self) -> tuple[list[int], list[int]]:
+        """Token ids before and after the user's text in the model's own chat template."""
+        text = self.tokenizer.apply_chat_template([{"role": "user", "content": USER_TEXT}], tokenize=False, add_generation_prompt=True)
+        before, found, after = text.partition(USER_TEXT)
+        if not found:
+            raise MlflowException("model refused: its chat template drops the user's text", INTERNAL_ERROR)
+        backend = self.tokenizer.backend_tokenizer
+        backend.encode_special_tokens = False  # here, and only here, "<|user|>" means the special token
+        frame = [backend.encode(part, add_special_tokens=False).ids for part in (before, after)]
+        backend.encode_special_tokens = True
+        return frame[0], frame[1]
+
+    def encode(self, n: int, prompt: str, settings: dict[str, Any]) -> list[int]:
+        """Token ids of prompt number n. Raises a 400 when it is empty (instruct), no text, or too long."""
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise refuse(f"prompt {n} holds half of a surrogate pair and is no valid Unicode text") from None
+        if self.instruct and not prompt.strip():
+            raise refuse(f"prompt {n} is empty; this model answers a question or instruction")
+        ids = self.tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=not self.instruct).ids
+        if self.instruct:
+            ids = [*self.before, *ids, *self.after]
+        elif not ids:
+            start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+            if start is None:
+                raise refuse(f"prompt {n} is empty, and this model has no token that starts a text")
+            ids = [start]
+        wanted = len(ids) + settings["max_new_tokens"]
+        if self.context_tokens and wanted > self.context_tokens:
+            room = self.context_tokens - len(ids)
+            advice = f"ask for at most max_new_tokens={room}" if room > 0 else "shorten the prompt"
+            raise refuse(f"prompt {n} has {len(ids)} tokens, and with max_new_tokens={settings['max_new_tokens']} the text would have "
+                         f"{wanted}; the model's context is {self.context_tokens}: {advice}")
+        return ids
+
+    @torch.inference_mode()
+    def generate(self, ids: list[int], settings: dict[str, Any]) -> str:
+        """Sample with a key-value cache and a generator of this request's own."""
+        generator = torch.Generator().manual_seed(settings["seed"])
+        keep = {"logits_to_keep": 1} if self.takes_logits_to_keep else {}
+        new: list[int] = []
+        inputs, cache = ids, None
+        while len(new) < settings["max_new_tokens"]:
+            mask = torch.ones(1, len(ids) + len(new), dtype=torch.long, device=self.device)
+            out = self.model(input_ids=torch.tensor([inputs], device=self.device), attention_mask=mask, past_key_values=cache,
+                             use_cache=True, **keep)
+            token = next_token(out.logits[0, -1], settings, generator)
+            if token in self.stops:
+                break
+            new.append(token)
+            inputs, cache = [token], out.past_key_values
+        return self.decode(ids, new)
+
+    def decode(self, ids: list[int], new: list[int]) -> str:
+        """Text of the new tokens. A character that the length limit cut in the middle is left out."""
+        prompt = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        whole = self.tokenizer.decode([*ids, *new], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        # in company of the prompt, so that tokenizers that swallow a leading space keep it
+        text = whole[len(prompt):] if whole.startswith(prompt) else \
+            self.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        tail = len(text) - len(text.rstrip("\ufffd"))
+        return text[: len(text) - min(tail, 3)] if tail else text
+
+
+mlflow.models.set_model(LanguageModel())
