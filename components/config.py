@@ -42,6 +42,8 @@ class Corpus(Section):
     embedded_zh_share: Share = setting(0.5, "share of Chinese in the embedded selection, in bytes")
     docstring_files_a_package: AtLeastOne = setting(60, "embedded source files read for docstrings, a package", le=400)
     max_document_chars: AtLeastOne = setting(20_000, "longer documents are cut at a line or sentence end, in characters", ge=200)
+    text_document_chars: AtLeastOne = setting(2_000, "a txt or md file is cut into documents of at most this, at blank lines, else line or sentence ends, in characters", ge=200)
+    max_undecodable_line_ratio: Share = setting(0.05, "a text file with more lines that are not valid UTF-8 than this is refused; fewer are quarantined")
     max_line_mb: Positive = setting(64.0, "a longer line is quarantined, in megabytes", le=1024)
     max_expanded_mb: Positive = setting(4096.0, "a compressed file may grow to this, in megabytes")
 
