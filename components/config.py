@@ -57,6 +57,8 @@ class Validation(Section):
     max_replacement_char_ratio: Share = setting(0.05, "a document with more U+FFFD than this is quarantined")
     max_control_char_ratio: Share = setting(0.02, "a document with more control characters than this is quarantined")
     max_unknown_language_ratio: Share = setting(0.5, "warn when more documents than this have no known language")
+    min_distinct_ratio: Share = setting(0.1, "warn when fewer of the texts than this share are distinct")
+    free_quarantine_rows: Count = setting(3, "this many rows at fault never block, whatever their share")
 
 
 class Cleaning(Section):
@@ -66,6 +68,7 @@ class Cleaning(Section):
     min_chars: AtLeastOne = setting(8, "shorter documents are dropped, in characters")
     min_letter_ratio: Share = setting(0.4, "documents with fewer letters or Han characters than this share are dropped")
     max_repeated_line_ratio: Share = setting(0.5, "documents with more repeated lines than this share are dropped")
+    max_one_char_ratio: Share = setting(0.5, "documents in which one character makes up more than this share are dropped")
     near_duplicate_jaccard: Share = setting(0.8, "documents at least this similar count as near-duplicates (1 = off)", gt=0)
     shingle_chars_zh: AtLeastOne = setting(4, "characters a shingle, Chinese", le=32)
     shingle_words_en: AtLeastOne = setting(5, "words a shingle, other languages", le=32)
