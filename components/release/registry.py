@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
-import urllib.error
+import tempfile
 import urllib.parse
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from components import files
+from components import files, tracking
 from components.config import Config
-from components.errors import UserError
+from components.errors import Damaged, UserError
 from components.layout import Layout
 
 QUIET = {
@@ -28,21 +29,18 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }
-REST_TIMEOUT_S = 5
 WEIGHTS, EVALUATION, VERDICT, CORPUS = "lmworks.weights_sha256", "lmworks.evaluation_sha256", "gate.verdict", "lmworks.corpus"
-HISTORY = "lmworks.history."
+HISTORY, FILES = "lmworks.history.", "lmworks.files"
+CARD = "README.md"
 
 
 def address(layout: Layout) -> str:
     """The MLflow server's URL: MLFLOW_TRACKING_URI, else the one that runs for this checkout. Raises UserError."""
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given:
-        return given.rstrip("/")
-    try:
-        return str(files.read_json(layout.services)["mlflow"]["url"]).rstrip("/")
-    except (OSError, KeyError, TypeError):
-        raise UserError("no MLflow server is known: MLFLOW_TRACKING_URI is not set and none runs for this checkout. "
-                        "Run: lmworks up") from None
+    url = tracking.server_url(layout)
+    if url is None:
+        raise UserError("no MLflow server is known: MLFLOW_TRACKING_URI is not an http address and none runs for this checkout. "
+                        "Run: lmworks up")
+    return url.rstrip("/")
 
 
 def quiet() -> None:
@@ -68,18 +66,13 @@ def registered(layout: Layout, name: str) -> dict[str, Any] | None:
     None: there is no such model. Raises UserError when the server does not answer.
     """
     url = address(layout)
-    query = urllib.parse.urlencode({"name": name})
     try:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({})) if "127.0.0.1" in url or "localhost" in url \
-            else urllib.request.build_opener()
-        with opener.open(f"{url}/api/2.0/mlflow/registered-models/get?{query}", timeout=REST_TIMEOUT_S) as answer:
-            model = json.load(answer)["registered_model"]
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return None
-        raise UserError(f"the MLflow server at {url} answered {error.code} about model {name!r}. See its log, or run: lmworks status") from None
-    except (OSError, ValueError, KeyError) as error:
+        answer = tracking.call(url, "GET", f"registered-models/get?{urllib.parse.urlencode({'name': name})}")
+    except tracking.Unreachable as error:
         raise UserError(f"the MLflow server at {url} does not answer ({error}). Run: lmworks up") from None
+    if answer is None:
+        return None
+    model = answer["registered_model"]
     return {"aliases": {a["alias"]: str(a["version"]) for a in model.get("aliases", [])},
             "tags": {t["key"]: t["value"] for t in model.get("tags", [])}}
 
@@ -137,6 +130,25 @@ def aliased(mlflow_client: Any, name: str, alias: str) -> Any | None:
         raise
 
 
+def named(mlflow_client: Any, uri: str) -> Any:
+    """The version of models:/NAME@ALIAS or models:/NAME/VERSION. Raises UserError."""
+    from mlflow.exceptions import MlflowException
+
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    name, slash, number = (name, "", "") if at else name.partition("/")
+    version = None
+    if name and at and alias:
+        version = aliased(mlflow_client, name, alias)
+    elif name and slash and number.isdigit():
+        with contextlib.suppress(MlflowException):
+            version = mlflow_client.get_model_version(name, number)
+    else:
+        raise UserError(f"{uri}: models:/NAME@champion or models:/NAME/VERSION was expected")
+    if version is None:
+        raise UserError(f"{uri} is not in the registry at {mlflow_client.tracking_uri}. See what is: lmworks models")
+    return version
+
+
 def model_id(version: Any) -> str:
     """The logged model behind a version (its source is models:/m-…)."""
     return version.source.removeprefix("models:/")
@@ -147,10 +159,17 @@ def history(model: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(value) for key, value in sorted(model["tags"].items()) if key.startswith(HISTORY)]
 
 
+def user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without an entry in passwd
+        return f"uid {os.getuid()}"
+
+
 def move_champion(mlflow_client: Any, name: str, *, expected: str | None, to: str, why: str) -> None:
     """Write history, then move the alias. The caller holds the promotion lock and has just read `expected`."""
     moves = history({"tags": mlflow_client.get_registered_model(name).tags})
-    entry = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "who": getpass.getuser(), "from": expected, "to": to, "why": why}
+    entry = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "who": user(), "from": expected, "to": to, "why": why}
     mlflow_client.set_registered_model_tag(name, f"{HISTORY}{len(moves) + 1:06d}", json.dumps(entry, ensure_ascii=False, sort_keys=True))
     mlflow_client.set_registered_model_alias(name, "champion", to)
 
@@ -176,3 +195,46 @@ def promote(mlflow_client: Any, name: str, version: str, layout: Layout,
                 move_champion(mlflow_client, name, expected=now.version if now else None, to=version, why=why)
             return True, champion
     raise UserError(f"{name}: other promotions kept moving the champion; version {version} stays a candidate. Run again: lmworks run")
+
+
+# --- bytes ---------------------------------------------------------------------------------------
+
+def local_files(folder: Path) -> dict[str, str]:
+    """{path: sha256} of a logged model, the weights' folder by its manifest alone and without the card."""
+    return {name: files.sha256_file(folder / name)
+            for name in sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+            if name != CARD and (not name.startswith("artifacts/model/") or name.endswith("/" + files.MANIFEST))}
+
+
+@contextlib.contextmanager
+def fetched(version: Any, layout: Layout) -> Iterator[Path]:
+    """A verified copy of a version's files, gone afterwards.
+
+    Raises Damaged, naming file and both hashes, when they are not the bytes that were registered: its code and
+    MLmodel by the version's tag, the rest by the manifest (which the tag covers).
+    """
+    import mlflow
+
+    work = layout.work_root / "models"
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=work, prefix=f"{version.name}-{version.version}-") as name:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source, dst_path=name))
+        expected = json.loads(version.tags.get(FILES, "null"))
+        if expected is None:
+            raise UserError(f"{version.name} version {version.version} was not registered by lmworks (no tag {FILES}), so nothing vouches "
+                            "for its bytes. Use a version that `lmworks models` lists, or release again: lmworks run")
+        check_files(folder, expected, f"{version.name} version {version.version}")
+        yield folder
+
+
+def check_files(folder: Path, expected: dict[str, str], what: str) -> None:
+    """Raises Damaged when the logged model in `folder` is not `expected` (as of `local_files`) or breaks its manifest."""
+    actual = local_files(folder)
+    for name, sha256 in expected.items():
+        if actual.get(name) != sha256:
+            raise Damaged(f"{what}: {name} is damaged in the model store: sha256 {actual.get(name, 'no such file')} found, "
+                          f"{sha256} registered. Release it again: lmworks run")
+    extra = set(actual) - set(expected)
+    if extra:
+        raise Damaged(f"{what}: {min(extra)} was added in the model store after registration. Release it again: lmworks run")
+    files.verify_manifest(folder / "artifacts" / "model")

@@ -1,0 +1,201 @@
+"""Which run trained which weights, and everything that belongs beside them in MLflow.
+
+Only client calls: a finished run keeps its status and its end time, and saying a thing twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components import files
+from components.config import Config
+from components.layout import Layout
+from components.release.registry import EVALUATION, WEIGHTS
+
+RELEASED = "lmworks.released"  # evaluation hash of the last complete copy
+MAX_DIFF_BYTES = 5 * 2**20
+CHECKED = ("raw", "clean", "tokens")  # data stages that publish validation pages
+CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One model to release."""
+
+    name: str  # of the registered model
+    kind: str  # "base" | "instruct"
+    out: Path  # the published folder: model/, metrics.json, training.json
+    weights_sha256: str
+    evaluation_sha256: str
+
+    @property
+    def stage(self) -> str:
+        return "pretrain" if self.kind == "base" else "finetune"
+
+    @property
+    def training(self) -> dict[str, Any]:
+        return files.read_json(self.out / "training.json")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return files.read_json(self.out / "metrics.json")
+
+
+def weights_of(out: Path) -> str:
+    """The weights hash of a published model, from its manifest (the file itself is not read).
+
+    One file: its sha256. Shards: sha256 of the canonical JSON of {file: sha256}. Raises Damaged.
+    """
+    listed = files.read_manifest(out)["files"]
+    shards = {name.removeprefix("model/"): entry["sha256"] for name, entry in listed.items()
+              if name.startswith("model/") and name.endswith(".safetensors")}
+    return shards["model.safetensors"] if set(shards) == {"model.safetensors"} else files.sha256_bytes(files.canonical_json(shards).encode())
+
+
+def subjects(config: Config, layout: Layout) -> list[Subject]:
+    """The models of this configuration, in the order of release. Raises Damaged when an out is not published."""
+    evaluation = files.read_manifest(layout.evaluation)["files"]["evaluation.json"]["sha256"]
+    instruct = Subject(name=f"{config.name}-instruct", kind="instruct", out=layout.finetuned,
+                       weights_sha256=weights_of(layout.finetuned), evaluation_sha256=evaluation)
+    if config.corpus.base != "none":
+        return [instruct]  # an imported base is somebody else's model
+    return [Subject(name=config.name, kind="base", out=layout.pretrained, weights_sha256=weights_of(layout.pretrained),
+                    evaluation_sha256=evaluation), instruct]
+
+
+def data_digest(layout: Layout) -> str:
+    """What DVC calls data/tokens: its md5 in dvc.lock; without one, the first 32 digits of its manifest's hash."""
+    if layout.dvc_lock.exists():
+        stages = (files.load_yaml(layout.dvc_lock) or {}).get("stages") or {}
+        for out in (stages.get("shards") or {}).get("outs", []):
+            if out["path"] == "data/tokens" and out.get("md5"):
+                return str(out["md5"])
+    return files.manifest_hash(layout.tokens)[:32]
+
+
+def source_digests(layout: Layout) -> dict[str, str]:
+    """{group: digest} of sources.yaml: corpus, records, base."""
+    if not layout.sources.exists():
+        return {}
+    return {group: str(entry["digest"]) for group, entry in (files.load_yaml(layout.sources) or {}).items()
+            if isinstance(entry, dict) and "digest" in entry}
+
+
+def git_state(root: Path) -> tuple[str | None, bytes]:
+    """(commit, uncommitted difference) of the checkout; (None, b"") without git."""
+    def git(*arguments: str) -> bytes | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=30, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if not commit:
+        return None, b""
+    return commit.decode().strip(), (git("diff", "HEAD") or b"")[:MAX_DIFF_BYTES]
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+def experiment_id(client: Any, name: str) -> str:
+    """The experiment NAME, made if it is new (two at once: one makes it, both use it)."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    try:
+        return client.create_experiment(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return client.get_experiment_by_name(name).experiment_id
+
+
+def training_run(client: Any, experiment: str, subject: Subject) -> str:
+    """Id of the run that trained the weights; a finished stand-in, tagged *restored*, where this server knows none."""
+    found = client.search_runs(
+        [experiment], order_by=["attributes.start_time DESC"], max_results=20,
+        filter_string=f"tags.`{WEIGHTS}` = '{subject.weights_sha256}' and tags.`lmworks.stage` = '{subject.stage}'")
+    if found:
+        trained = [run for run in found if run.data.tags.get("lmworks.restored") != "true"]
+        return (trained or found)[0].info.run_id
+    run = client.create_run(experiment, run_name=f"{subject.stage} {subject.weights_sha256[:8]} (restored)", tags={
+        WEIGHTS: subject.weights_sha256, "lmworks.stage": subject.stage, "lmworks.restored": "true",
+        "mlflow.note.content": "The weights came back from the data cache; the run that trained them is not on this server."})
+    client.set_terminated(run.info.run_id, "FINISHED")
+    return run.info.run_id
+
+
+def is_copied(run: Any, subject: Subject) -> bool:
+    return run.data.tags.get(RELEASED) == subject.evaluation_sha256
+
+
+def copy_in(client: Any, run_id: str, subject: Subject, config: Config, layout: Layout) -> None:
+    """Bring evaluation, reports, settings, code state and datasets into the run; nothing to do when they are there."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    run = client.get_run(run_id)
+    if is_copied(run, subject):
+        return
+    now_ms = int(time.time() * 1000)
+    metrics = [Metric(key, float(value), now_ms, 0) for key, value in sorted(files.read_json(layout.evaluation / "metrics.json").items())
+               if isinstance(value, int | float) and math.isfinite(value)]
+    commit, difference = git_state(layout.root)
+    digests = source_digests(layout)
+    tags = {f"lmworks.sources.{group}": digest for group, digest in digests.items()} | {"lmworks.data_digest": data_digest(layout)}
+    if commit:
+        tags |= {"mlflow.source.git.commit": commit, "lmworks.uncommitted": "true" if difference else "false"}
+    params = [] if run.data.params else [Param(key, str(value)) for key, value in sorted(subject.training.items())
+                                         if isinstance(value, str | int | float)][:60]
+    client.log_batch(run_id, metrics=metrics, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
+    client.log_inputs(run_id, datasets=datasets(layout))
+    folder = layout.work_root / "release" / subject.kind
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        gather(folder, layout, difference, digests)
+        client.log_artifacts(run_id, str(folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    client.set_tag(run_id, EVALUATION, subject.evaluation_sha256)
+    client.set_tag(run_id, RELEASED, subject.evaluation_sha256)  # last: a kill before it copies again
+
+
+def gather(folder: Path, layout: Layout, difference: bytes, digests: dict[str, str]) -> None:
+    """The artifacts of a run, as they shall lie in it."""
+    wanted = {f"evaluation/{name}": layout.evaluation / name for name in ("evaluation.json", "report.html", "samples.json", "metrics.json")}
+    wanted |= {"settings/params.yaml": layout.params, "settings/dvc.lock": layout.dvc_lock}
+    for out in CHECKED:
+        wanted |= {f"data/{out}/{name}": layout.out(out) / name for name in ("validation.html", "validation.json", "summary.json")}
+    for target, source in wanted.items():
+        if source.exists():
+            (folder / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / target)
+    files.write_json(folder / "settings/sources.json", digests)
+    if difference:
+        files.write_atomic(folder / "settings/uncommitted.diff", difference)
+
+
+def datasets(layout: Layout) -> list[Any]:
+    """tokens/train, tokens/validation, tokens/test for `log_inputs`; one name a split, or MLflow drops all but one."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    digest = data_digest(layout)
+    index = files.read_json(layout.tokens / "index.json")
+    inputs = []
+    for split, context in CONTEXTS.items():
+        by_language = index["splits"].get(split) or {}
+        profile = {f"{what}_{language}": counts[what] for language, counts in sorted(by_language.items()) for what in ("documents", "tokens", "bytes")}
+        inputs.append(DatasetInput(
+            Dataset(name=f"tokens/{split}", digest=digest, source_type="code", source=json.dumps({"tags": {"path": "data/tokens"}}),
+                    profile=json.dumps(profile)),
+            [InputTag("mlflow.data.context", context)]))
+    return inputs
