@@ -1,0 +1,54 @@
+"""Application records of the user's: one JSON object a line, {application, prompt, answer, language?, label?}."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from components.config import Corpus
+from components.corpus import encodings
+from components.corpus.documents import APPLICATIONS, Fault, metadata_json
+from components.corpus.language import LANGUAGES, language_of
+from components.corpus.readers import checked, json_objects, normal_newlines
+
+Record = dict[str, str]
+KEYS = ("application", "prompt", "answer", "language", "label")
+
+
+def read_records(path: Path, name: str, corpus: Corpus) -> tuple[str, Iterator[Record | Fault]]:
+    """(how the file was decoded, where that is worth saying; its records). Raises UserError as readers.read does."""
+    encoding = encodings.detect(path, name, corpus)
+    return encoding.words, _records(path, name, corpus, encoding)
+
+
+def _records(path: Path, name: str, corpus: Corpus, encoding: encodings.Encoding) -> Iterator[Record | Fault]:
+    for item in json_objects(encodings.open_utf8(path, name, corpus, encoding), corpus):
+        yield item if isinstance(item, Fault) else to_record(*item, name)
+
+
+def to_record(number: int, value: dict[str, Any], source: str) -> Record | Fault:
+    """A row of records.parquet out of the object in line `number`, or the Fault of the first thing wrong with it.
+
+    The label of a classification is its answer, unless one is given. Other keys go into the metadata.
+    """
+    where, shown = f"line {number}", metadata_json(value)
+    application = value.get("application")
+    if application not in APPLICATIONS:
+        return Fault(number, "application_is_known", f"{where}: application {application!r}; known: {', '.join(APPLICATIONS)}", shown)
+    for key in ("prompt", "answer"):
+        row = checked(number, value.get(key), {}, f"{where}, {key!r}")
+        if isinstance(row, Fault):
+            return row._replace(expectation=f"{key}_is_string" if row.expectation == "text_is_string" else row.expectation)
+        if not row.text.strip():
+            return Fault(number, f"{key}_is_not_blank", f"{where}: {key!r} is empty", shown)
+    prompt, answer = (normal_newlines(value[key]).strip() for key in ("prompt", "answer"))
+    language = value.get("language", language_of(f"{prompt}\n{answer}"))
+    if language not in LANGUAGES:
+        return Fault(number, "language_is_known", f"{where}: language {language!r}; known: {', '.join(LANGUAGES)}", shown)
+    label = value.get("label", answer if application == "classification" else "")
+    if not isinstance(label, str):
+        return Fault(number, "label_is_string", f"{where}: label is {type(label).__name__}", shown)
+    return {"id": f"{application}:{source}#{number:08d}", "application": application, "language": language, "prompt": prompt,
+            "answer": answer, "label": label, "source": source, "document": "",
+            "metadata": metadata_json({key: entry for key, entry in value.items() if key not in KEYS})}
