@@ -1,0 +1,104 @@
+"""`lmworks up`, `down`, `status`: the servers of this checkout."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated, Any
+
+import typer
+
+from components.layout import Layout
+
+
+def _say(text: str) -> None:
+    typer.secho(text, fg="bright_black", err=True)
+
+
+def _addresses(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [("MLflow", found["mlflow"]["url"], "runs, models, reports"), ("Prefect", found["prefect"]["url"], "what happened, when, why")]
+
+
+def up(
+    mlflow_port: Annotated[int | None, typer.Option(min=1024, max=65535, help="port of MLflow (default: the last one, else the next free from 5311)")] = None,
+    prefect_port: Annotated[int | None, typer.Option(min=1024, max=65535, help="port of Prefect (default: the last one, else the next free from 4311)")] = None,
+    worker: Annotated[bool, typer.Option(help="start the worker that runs deployments, too")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+) -> None:
+    """Start MLflow, Prefect and the worker on 127.0.0.1 (what runs already stays).  Example:  lmworks up"""
+    from components.operations import environment, services
+
+    layout, began_s = Layout(), time.monotonic()
+    environment.allow_no_git(layout)
+    ports = {name: port for name, port in (("mlflow", mlflow_port), ("prefect", prefect_port)) if port}
+    found = services.ensure(layout, say=_say, ports=ports)
+    if not as_json:
+        for name, url, what in _addresses(found):
+            typer.echo(f"{name:<8} {url:<24} {what}")
+    done: list[str] = []
+    if worker:
+        environment.apply(layout, PREFECT_API_URL=found["prefect"]["api"])
+        from flows import deployments, reconciler
+
+        if services.holder(layout.run_lock) is None:
+            done += reconciler.reconcile(layout)
+        done += deployments.start(layout, say=_say)
+    if as_json:
+        typer.echo(json.dumps({"services": services.state(layout)["services"], "done": done}, indent=1, ensure_ascii=False))
+        return
+    for line in done:
+        typer.echo(line)
+    typer.echo(f"up after {time.monotonic() - began_s:.1f} s; stop them with: lmworks down")
+
+
+def down(
+    force: Annotated[bool, typer.Option("--force", help="also during a run")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+) -> None:
+    """Stop the servers, after sending what is spooled; not during a run.  Example:  lmworks down"""
+    from components.operations import services
+
+    stopped = services.down(Layout(), force=force, say=_say)
+    if as_json:
+        typer.echo(json.dumps({"stopped": stopped}))
+    else:
+        typer.echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing of this checkout was running")
+
+
+def _since(seconds: int) -> str:
+    return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"
+
+
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+) -> None:
+    """What runs in this checkout, and where to look.  Example:  lmworks status"""
+    from components.operations import services
+
+    layout = Layout()
+    told = services.state(layout)
+    if as_json:
+        typer.echo(json.dumps(told, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for head, justify in (("service", "left"), ("state", "left"), ("address", "left"), ("pid", "right"), ("up", "right"), ("memory", "right")):
+        table.add_column(head, justify=justify, no_wrap=True)
+    colours = {"up": "green", "not answering": "red", "down": "bright_black"}
+    for name, service in told["services"].items():
+        state = service["state"]
+        table.add_row(name, f"[{colours[state]}]{state}[/]", service.get("url", ""), str(service.get("pid", "given" if service.get("outside") else "")),
+                      _since(service["since_s"]) if "since_s" in service else "", f"{service['memory_mb']} MB" if "memory_mb" in service else "")
+    console = Console(highlight=False)
+    console.print(table)
+    for key, words in (("run", "a run goes on"), ("stage", "a stage works")):
+        if told[key]:
+            console.print(f"{words} ({told[key]})", markup=False)
+    if told["unclean"]:
+        console.print(f"{told['unclean']} run or stage was killed; the next `lmworks up` or `lmworks run` puts that in order")
+    if told["unsent"]:
+        console.print(f"{told['unsent']} tracking file{'s' if told['unsent'] > 1 else ''} not yet sent to MLflow; sent by the next run, or: lmworks down")
+    if all(service["state"] == "down" for service in told["services"].values()):
+        console.print("start them with: lmworks up")

@@ -1,0 +1,100 @@
+"""The environment of every child process: quiet, offline, hardened, the same on every machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from components import files
+from components.layout import Layout
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+# Values that are ours whoever calls: no telemetry, no downloads, no pickled results, no noise.
+FIXED = {
+    "SHELL": "/bin/sh",  # DVC runs stages under $SHELL; a service user's nologin would end them
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONUTF8": "1",
+    # telemetry; MLflow takes only 'true', not 1
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # nothing is fetched
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "MLFLOW_MODEL_CATALOG_URI": "",
+    # quiet
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "PREFECT_LOGGING_LEVEL": "INFO",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+    # hardened
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    "PREFECT_TASKS_DEFAULT_NO_CACHE": "true",
+    "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_RUNNER_SERVER_ENABLE": "false",
+    "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",  # no server: an error, never a hidden second one
+    # two spinning threads on one core make a step six times slower
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "0",
+}
+
+
+def child(layout: Layout) -> dict[str, str]:
+    """The environment of a server, a stage or a worker of this checkout."""
+    env = {**os.environ, **FIXED}
+    bin_dir = layout.venv / "bin"
+    if bin_dir.is_dir():
+        env["PATH"] = os.pathsep.join([str(bin_dir), env.get("PATH") or os.defpath])
+    env["PYTHONPATH"] = str(layout.root)
+    env["LMWORKS_ROOT"] = str(layout.root)
+    env["DVC_SITE_CACHE_DIR"] = str(layout.root / ".dvc" / "site")
+    env["PREFECT_HOME"] = str(layout.prefect_home)
+    env["PREFECT_PROFILES_PATH"] = str(layout.prefect_home / "profiles.toml")
+    for name in ("NO_PROXY", "no_proxy"):  # a proxy must never see a call to our own servers
+        known = [host for host in env.get(name, "").split(",") if host]
+        env[name] = ",".join([*known, *(host for host in LOOPBACK if host not in known)])
+    env.pop("PYTHONHOME", None)
+    return env
+
+
+def apply(layout: Layout, **extra: str) -> None:
+    """The same for this process. Before the first import of Prefect, MLflow or DVC."""
+    os.environ.update(child(layout) | extra)
+    allow_no_git(layout)
+
+
+def allow_no_git(layout: Layout) -> None:
+    """A checkout from a tarball has no git; DVC must be told, in the file that is not committed."""
+    config = layout.root / ".dvc" / "config.local"
+    if not _in_git(layout.root) and not config.exists():
+        files.write_atomic(config, "[core]\n    no_scm = true\n")
+
+
+def _in_git(root: Path) -> bool:
+    # DVC looks in the root alone: a repository further up is another project's
+    return (root / ".git").exists()
+
+
+def python(layout: Layout) -> str:
+    """The checkout's interpreter, as an absolute path."""
+    own = layout.venv / "bin" / "python"
+    if own.exists():
+        return str(own)
+    import sys
+
+    return sys.executable

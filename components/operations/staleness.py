@@ -1,0 +1,118 @@
+"""Which stages are stale, and why: DVC's answer, asked in process (no second rule of our own)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from components import files
+from components.errors import Busy, UserError
+from components.layout import Layout
+from components.operations import environment
+
+NEVER_RUN = "it never ran"
+
+
+def names(layout: Layout) -> list[str]:
+    """The stages of dvc.yaml, in the order of the chain. Raises UserError if there is none."""
+    if not layout.dvc_yaml.exists():
+        raise UserError(f"no dvc.yaml in {layout.root}. Run: {layout.venv / 'bin' / 'python'} -m components.chain --generate")
+    return list((files.load_yaml(layout.dvc_yaml) or {}).get("stages") or {})
+
+
+@contextlib.contextmanager
+def _repo(layout: Layout) -> Iterator[Any]:
+    """An open DVC repository under its lock; other commands are waited for. DVC's errors become ours."""
+    environment.apply(layout)
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo, lock_repo
+    from dvc.rwlock import RWLockFileCorruptedError
+
+    try:
+        with Repo(str(layout.root), _wait_for_lock=True) as repo, lock_repo(repo):
+            yield repo
+    except (LockError, RWLockFileCorruptedError) as error:
+        raise Busy(f"DVC is busy in this checkout: {_one_line(error)}. Wait for it, then run again") from error
+    except DvcException as error:
+        if "busy" in str(error):
+            raise Busy(f"a stage is running in this checkout: {_one_line(error)}. Wait for it, then run again") from error
+        raise UserError(f"DVC cannot read this checkout: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    parts = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
+    return " ".join(": ".join(parts).split())
+
+
+def why(layout: Layout, name: str) -> list[str]:
+    """Reasons to run one stage, none if it is fresh. Local: ask each stage just before it runs."""
+    with _repo(layout) as repo:
+        return _why(repo.stage.load_one("dvc.yaml", name))
+
+
+def stale(layout: Layout) -> dict[str, list[str]]:
+    """{stage: reasons} of the whole chain, in its order; {} if nothing would run.
+
+    A stage that is fresh by itself but follows a stale one is named too: it runs if its input changes.
+    """
+    found: dict[str, list[str]] = {}
+    outs: dict[str, str] = {}  # path -> the stale stage that makes it
+    with _repo(layout) as repo:
+        for name in names(layout):
+            stage = repo.stage.load_one("dvc.yaml", name)
+            reasons = _why(stage) or [f"its input {dep.def_path} comes from {outs[dep.def_path]}, which runs first"
+                                      for dep in stage.deps if dep.def_path in outs]
+            if reasons:
+                found[name] = reasons
+                outs |= {out.def_path: name for out in stage.outs}
+    return found
+
+
+def _why(stage: Any) -> list[str]:
+    locked = ((stage.dvcfile._lockfile.load() or {}).get("stages") or {}).get(stage.name)
+    if locked is None:
+        return [NEVER_RUN]
+    reasons: list[str] = []
+    for entry in stage.status().get(stage.addressing, []):
+        if isinstance(entry, str):
+            reasons.append(f"its command changed: {locked['cmd']!r} -> {stage.cmd!r}" if entry == "changed command" else entry)
+            continue
+        for kind, changes in entry.items():
+            for path, change in changes.items():
+                if isinstance(change, dict):
+                    reasons += _params(stage, locked, path, change)
+                else:
+                    reasons.append(f"{_thing(path, kind)} {path} {_verb(change)}")
+    return reasons
+
+
+def _params(stage: Any, locked: dict[str, Any], path: str, changed: dict[str, str]) -> list[str]:
+    old = (locked.get("params") or {}).get(path, {})
+    new = next(dep for dep in stage.params if str(dep) == path).read_params()
+    reasons = []
+    for key in changed:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):  # a whole section: name the settings at fault
+            reasons += [f"{path} {key}.{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
+        else:
+            reasons.append(f"{path} {key}: {_short(before)} -> {_short(after)}")
+    return reasons
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:12] + "…"
+
+
+def _thing(path: str, kind: str) -> str:
+    if "outs" in kind:
+        return "its output"
+    return "code" if path.endswith(".py") else "input"
+
+
+def _verb(change: str) -> str:
+    return {"modified": "changed", "deleted": "is missing", "new": "is new", "not in cache": "is not in the cache"}.get(change, change)

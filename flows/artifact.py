@@ -1,0 +1,93 @@
+"""The one markdown artifact of a run, in reading order: verdict, stages, reasons, links. Values in, text out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components import files
+from components.errors import UserError
+from components.layout import Layout
+from flows.records import RunResult, StageRecord, plain
+
+MAX_CELL = 160
+MAX_ROWS = 60  # a large artifact makes the server refuse its event
+
+
+def cell(value: Any) -> str:
+    """Text that cannot leave its table cell, nor be read as HTML or a link."""
+    text = " ".join(str(value).split())
+    text = text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"
+    for sign in "\\`*_[]|#":
+        text = text.replace(sign, "\\" + sign)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    shown = rows[:MAX_ROWS]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(cell(v) for v in row)} |" for row in shown)]
+    if len(rows) > len(shown):
+        lines.append(f"\n… and {len(rows) - len(shown)} more")
+    return "\n".join(lines)
+
+
+def stage_rows(stages: list[StageRecord]) -> list[list[Any]]:
+    rows = []
+    for record in stages:
+        into, out, tokens = (record.summary.get(key) for key in ("documents_in", "documents_out", "tokens"))
+        documents = "" if out is None else (f"{out:,}" if into in (None, out) else f"{into:,} → {out:,}")
+        why = record.why[0] + (f" (+{len(record.why) - 1} more)" if len(record.why) > 1 else "") if record.why else ""
+        rows.append([record.stage, record.state, f"{record.elapsed_s:.1f}", documents, "" if tokens is None else f"{tokens:,}", why])
+    return rows
+
+
+def _release(release: Any) -> list[str]:
+    """The gates' decision, one table of what is known a model."""
+    told = plain(release)
+    if not isinstance(told, dict):
+        return []
+    lines = []
+    for model in told.get("models") or []:
+        lines += [f"**{cell(model.get('name'))}** version {cell(model.get('version'))}: {cell(model.get('decision') or model.get('verdict') or '')}", ""]
+        lines += [f"- {cell(reason)}" for reason in model.get("reasons") or []] + [""]
+    return ["## Gates", "", *lines] if lines else []
+
+
+def blocked_report(layout: Layout, stage: str) -> list[str]:
+    """What validation found when it blocked `stage`, expectation by expectation, with rows at fault."""
+    path = layout.blocked / stage / "validation.json"
+    try:
+        told = files.read_json(path)
+    except (OSError, UserError):
+        return []
+    results = told if isinstance(told, list) else told.get("results") or told.get("expectations") or []
+    if isinstance(results, dict):
+        results = [{"name": name, **result} for name, result in results.items()]
+    failed = [result for result in results if not result.get("success", True)]
+    rows = [[r.get("severity"), r.get("name"), r.get("sentence"), r.get("checked"), r.get("at_fault")] for r in failed]
+    lines = [f"## Why {cell(stage)} was blocked", "", table(["severity", "expectation", "in words", "checked", "at fault"], rows), ""]
+    examples = [[r.get("name"), *_example(example)] for r in failed for example in (r.get("examples") or [])[:10]]
+    if examples:
+        lines += ["### Rows at fault", "", table(["expectation", "source", "row", "detail"], examples), ""]
+    return [*lines, f"The same page, offline: `{path.relative_to(layout.root).with_suffix('.html')}`", ""]
+
+
+def _example(example: Any) -> list[Any]:
+    if isinstance(example, dict):
+        return [example.get("source", ""), example.get("row", ""), example.get("detail") or example.get("text") or ""]
+    return ["", "", example]
+
+
+def markdown(result: RunResult, layout: Layout, links: dict[str, str]) -> str:
+    """The whole artifact. `links` = {words: address}; only http addresses become links."""
+    lines = [f"# {cell(result.verdict)}", "", cell(result.message), ""]
+    failed = result.failed
+    if failed is not None:
+        lines += [f"**{cell(failed.stage)}** ended with exit code {failed.exit_code}.", ""]
+        if failed.exit_code == 3:
+            lines += blocked_report(layout, failed.stage)
+    lines += ["## Stages", "", table(["stage", "state", "seconds", "documents", "tokens", "why"], stage_rows(result.stages)), ""]
+    lines += _release(result.release)
+    if links:
+        lines += ["## Look at", "", *(f"- [{cell(words)}]({address})" if address.startswith("http") else f"- {cell(words)}: `{address}`"
+                                      for words, address in links.items()), ""]
+    return "\n".join(lines)

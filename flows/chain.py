@@ -1,0 +1,208 @@
+"""The chain as a Prefect flow: lock, sources, one task a stage, release, one artifact. What it runs is DVC's and the stages' business."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import prefect.runtime
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.states import Completed, Failed, State
+
+from components import config as settings
+from components import files
+from components.corpus import sources
+from components.errors import Busy, UserError
+from components.layout import Layout
+from components.operations import services, staleness, unclean
+from flows import artifact, tasks
+from flows.records import RunResult, StageRecord
+
+ARTIFACT = "lmworks-run"
+DONE = {"Promoted", "Not promoted", "Nothing changed", "Ready", "Skipped"}
+
+# what `flows.run.execute` hands in: it holds the lock already and wants the records back
+_handed_in: RunResult | None = None
+
+
+@contextlib.contextmanager
+def handed_in(result: RunResult) -> Iterator[None]:
+    """The flow run inside fills `result` and takes no lock: the caller holds it."""
+    global _handed_in
+    _handed_in = result
+    try:
+        yield
+    finally:
+        _handed_in = None
+
+
+def run_name() -> str:
+    """`tiny 2026-11-24 21:50`, and the deployment's name where one started it."""
+    try:
+        name = settings.load(Layout().params).name
+    except UserError:
+        name = "lmworks"
+    deployment = prefect.runtime.deployment.name
+    return f"{name} {time.strftime('%Y-%m-%d %H:%M')}" + (f" {deployment}" if deployment else "")
+
+
+def forget_marker(_flow: Any, flow_run: Any, _state: State) -> None:
+    """After the last state is stored: this run left nothing open."""
+    for path in Layout().unclean.glob("run-*.json"):
+        if unclean.read(path).get("flow_run_id") == str(flow_run.id):
+            path.unlink(missing_ok=True)
+
+
+def selection(names: list[str], from_stage: str | None, to_stage: str | None) -> list[str]:
+    """The stages from `from_stage` to `to_stage`, both included. Raises UserError for a name that is none."""
+    for asked in (from_stage, to_stage):
+        if asked is not None and asked not in names:
+            near = difflib.get_close_matches(asked, names, n=1)
+            raise UserError(f"no stage {asked!r}; " + (f"did you mean {near[0]!r}? " if near else "") + f"The chain is: {', '.join(names)}")
+    start = names.index(from_stage) if from_stage else 0
+    end = names.index(to_stage) if to_stage else len(names) - 1
+    if start > end:
+        raise UserError(f"{from_stage} comes after {to_stage}; the chain is: {', '.join(names)}")
+    return names[start : end + 1]
+
+
+@task(name="sources", task_run_name="sources", persist_result=False)
+def sources_task(config: settings.Config, layout: Layout) -> bool:
+    """Bring sources.yaml up to date; whether anything changed."""
+    changed = sources.update(config, layout)
+    get_run_logger().info("sources.yaml %s", "has new digests: a source changed" if changed else "is up to date")
+    return changed
+
+
+@task(name="release", task_run_name="release", persist_result=False)
+def release_task(config: settings.Config, layout: Layout) -> State:
+    """Log, register, judge, promote. Failed only if that could not be done: a gate's no is an answer."""
+    from components.release import release
+
+    logger = get_run_logger()
+
+    def say(line: str) -> None:
+        logger.info(line)
+        tasks.listener().line("release", line)
+
+    try:
+        made = release.release(config, layout, say=say)
+    except UserError as error:
+        logger.error(str(error))
+        return Failed(message=str(error), data=error)
+    return Completed(message=made.verdict, data=made)
+
+
+def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, release: bool) -> None:
+    """Run the chain and write into `result` what happened. The caller holds the run's lock. Raises UserError."""
+    layout = Layout()
+    config = settings.load(layout.params)
+    names = staleness.names(layout)
+    chosen = selection(names, from_stage, to_stage)
+    started_s = time.monotonic()
+    if chosen and chosen[0] == names[0]:
+        state = sources_task(config, layout, return_state=True)
+        if state.is_failed():
+            raise _cause(state)
+    result.seconds["sources"] = time.monotonic() - started_s
+    for number, name in enumerate(chosen):
+        record = tasks.run_stage(name, config)
+        result.stages.append(record)
+        if record.state == "failed":
+            result.stages += [StageRecord(later) for later in chosen[number + 1 :]]
+            result.verdict, result.message, result.exit_code = ("Blocked" if record.exit_code == 3 else "Failed"), record.message, record.exit_code
+            return
+    result.seconds["stages"] = sum(record.elapsed_s for record in result.stages)
+    result.exit_code = 0
+    if not release or to_stage is not None and to_stage != names[-1]:
+        idle = all(record.state == "cached" for record in result.stages)
+        result.verdict = "Nothing changed" if idle else "Ready"
+        result.message = f"{chosen[-1]} is {'as it was' if idle else 'done'}; no release was asked for"
+        return
+    release_into(result, config, layout)
+
+
+def release_into(result: RunResult, config: settings.Config, layout: Layout) -> None:
+    started_s = time.monotonic()
+    state = release_task(config, layout, return_state=True)
+    result.seconds["release"] = time.monotonic() - started_s
+    if state.is_failed():
+        raise _cause(state)
+    made = state.data
+    result.release, result.exit_code = made, 0
+    result.verdict, result.message = made.verdict, getattr(made, "message", "") or made.verdict
+
+
+def _cause(state: State) -> BaseException:
+    """The error behind a failed state, with its type (so its exit code), where Prefect kept it."""
+    cause = state.data if isinstance(state.data, BaseException) else None
+    if cause is None:
+        found = state.result(raise_on_failure=False)
+        cause = found if isinstance(found, BaseException) else None
+    return cause or RuntimeError(state.message or state.name)
+
+
+def in_flow(do: Any, *, wait_s: int | None, needs_mlflow: bool = True) -> State:
+    """The frame of every flow: lock, marker, what a crash left, the work, one artifact, one last state."""
+    layout, logger = Layout(), get_run_logger()
+    ours = _handed_in is not None
+    result = _handed_in or RunResult()
+    started_s = time.monotonic()
+    try:
+        wait = wait_s if wait_s is not None else settings.load(layout.params).operations.lock_wait_s
+        lock = contextlib.nullcontext() if ours else files.lock(layout.run_lock, what="a run", wait_s=wait)
+        with lock:
+            if not ours:
+                from flows import reconciler
+
+                result.reconciled = reconciler.reconcile(layout)
+                services.ensure(layout, prefect=False, mlflow=needs_mlflow)
+            unclean.mark(layout, flow_run_id=str(prefect.runtime.flow_run.id))
+            do(result)
+    except Busy as error:
+        result.verdict, result.message, result.exit_code = ("Failed" if ours else "Skipped"), str(error), error.exit_code
+    except UserError as error:
+        logger.error(str(error))
+        result.verdict, result.message, result.exit_code = ("Blocked" if error.exit_code == 3 else "Failed"), str(error), error.exit_code
+    result.seconds["total"] = time.monotonic() - started_s
+    create_markdown_artifact(key=ARTIFACT, markdown=artifact.markdown(result, layout, links(layout)), description=result.verdict)
+    if result.verdict in DONE:
+        return Completed(name=result.verdict, message=result.message)
+    return Failed(name=result.verdict, message=_with_last_lines(result))
+
+
+def _with_last_lines(result: RunResult) -> str:
+    failed = result.failed
+    return f"{failed.stage}: {result.message}" if failed else result.message
+
+
+def links(layout: Layout) -> dict[str, str]:
+    """Where to look next: addresses, and files of this checkout."""
+    found = {}
+    if url := services.address(layout, services.MLFLOW):
+        found["MLflow: runs, models, reports"] = url
+    for words, path in (("evaluation report (opens offline)", layout.evaluation / "report.html"), ("settings", layout.params)):
+        if Path(path).exists():
+            found[words] = Path(path).relative_to(layout.root).as_posix()
+    return found
+
+
+HOOKS: dict[str, Any] = {f"on_{end}": [forget_marker] for end in ("completion", "failure", "cancellation", "crashed")}
+
+
+@flow(name="lmworks-chain", flow_run_name=run_name, persist_result=False, **HOOKS)
+def chain(from_stage: str | None = None, to_stage: str | None = None, release: bool = True, wait_s: int | None = None) -> State:
+    """Raw text to a gated, registered model: every stage that is stale, then release.
+
+    Args:
+        from_stage: start here and take earlier outputs as they stand
+        to_stage: end here; no release is made
+        release: log, register and judge the models at the end
+        wait_s: seconds to wait for another run of this checkout (default: operations.lock_wait_s), then Skipped
+    """
+    return in_flow(lambda result: work(result, from_stage=from_stage, to_stage=to_stage, release=release), wait_s=wait_s)

@@ -1,0 +1,112 @@
+"""Register prefect.yaml with the server and start the worker: `lmworks up`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from components import files
+from components.errors import UserError
+from components.layout import Layout
+from components.operations import environment, rest, services, staleness
+
+KEPT_LATE = 1
+
+
+def start(layout: Layout, say: Callable[[str], None] = services.quiet) -> list[str]:
+    """Pool, deployments, late runs, then the worker; returns what was done, in words. Prefect must be up."""
+    url = services.address(layout, services.PREFECT)
+    if url is None:
+        raise UserError("Prefect's server does not run. Run: lmworks up")
+    environment.apply(layout, PREFECT_API_URL=f"{url}/api")
+    api = rest.Prefect(f"{url}/api")
+    if not _has_pool(api):
+        api.send("/work_pools/", {"name": services.POOL, "type": "process", "description": "runs flows in this checkout",
+                                  "base_job_template": _job_template()})
+    names = [_register(api, entry, layout) for entry in _entries(layout)]
+    dropped = drop_late(api)
+    say("starting the worker …")
+    services.ensure(layout, prefect=True, mlflow=False, worker=True)
+    return [f"deployments: {', '.join(names)}"] + ([f"{dropped} late scheduled runs dropped"] if dropped else [])
+
+
+def _has_pool(api: rest.Prefect) -> bool:
+    try:
+        api.get(f"/work_pools/{services.POOL}")
+        return True
+    except rest.Unreachable as error:
+        if error.status != 404:
+            raise
+        return False
+
+
+def _job_template() -> dict[str, Any]:
+    from prefect.workers.process import ProcessWorker
+
+    return ProcessWorker.get_default_base_job_template()
+
+
+def _entries(layout: Layout) -> list[dict[str, Any]]:
+    tree = files.load_yaml(layout.root / "prefect.yaml")
+    return [{"pull": tree.get("pull"), **entry} for entry in tree["deployments"]]
+
+
+def _schema(flow: Any, layout: Layout) -> dict[str, Any]:
+    """The flow's parameters, closed: an unknown one is refused when the run is asked for, not when it crashes."""
+    from prefect.utilities.callables import parameter_schema
+
+    schema = parameter_schema(flow.fn).model_dump(exclude_none=True)
+    schema["additionalProperties"] = False
+    stages = staleness.names(layout)
+    for name in ("from_stage", "to_stage"):
+        if name in schema["properties"]:  # a list to choose from in the page
+            schema["properties"][name]["anyOf"] = [{"type": "string", "enum": stages}, {"type": "null"}]
+    return schema
+
+
+def _register(api: rest.Prefect, entry: dict[str, Any], layout: Layout) -> str:
+    path, _, function = entry["entrypoint"].partition(":")
+    flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), function)
+    flow_id = api.send("/flows/", {"name": flow.name})["id"]
+    active = _active_schedules(api, flow.name, entry["name"])
+    api.send("/deployments/", {
+        "name": entry["name"], "flow_id": flow_id, "entrypoint": entry["entrypoint"], "path": ".", "pull_steps": entry["pull"],
+        "work_pool_name": entry["work_pool"]["name"], "description": entry["description"], "tags": entry["tags"],
+        "concurrency_limit": entry["concurrency_limit"]["limit"],
+        "concurrency_options": {"collision_strategy": entry["concurrency_limit"]["collision_strategy"]},
+        "enforce_parameter_schema": True, "parameter_openapi_schema": _schema(flow, layout), "parameters": {},
+        "schedules": [{"schedule": {"cron": s["cron"], "timezone": s["timezone"]}, "slug": s["slug"], "active": active.get(s["slug"], s["active"])}
+                      for s in entry["schedules"]],
+    })
+    return f"{flow.name}/{entry['name']}"
+
+
+def _active_schedules(api: rest.Prefect, flow: str, name: str) -> dict[str, bool]:
+    """What a person switched on or off in the page outlives `lmworks up`."""
+    try:
+        known = api.get(f"/deployments/name/{flow}/{name}")
+    except rest.Unreachable as error:
+        if error.status != 404:
+            raise
+        return {}
+    return {s["slug"]: s["active"] for s in known.get("schedules", []) if s.get("slug")}
+
+
+def drop_late(api: rest.Prefect) -> int:
+    """After an outage missed ticks are queued as Late: keep the newest of each deployment, cancel the others. Returns how many."""
+    waiting = api.send("/flow_runs/filter", {
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": {"before_": datetime.now(UTC).isoformat()}},
+        "sort": "EXPECTED_START_TIME_DESC", "limit": 200})
+    seen: dict[str, int] = {}
+    dropped = 0
+    for run in waiting:
+        deployment = run.get("deployment_id")
+        if not deployment or not run.get("auto_scheduled"):
+            continue  # somebody asked for this one
+        seen[deployment] = seen.get(deployment, 0) + 1
+        if seen[deployment] > KEPT_LATE:
+            api.close("flow_runs", run["id"], state="CANCELLED", name="Dropped", message="missed while the worker was down; a later one runs")
+            dropped += 1
+    return dropped

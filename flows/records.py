@@ -1,0 +1,53 @@
+"""What a run says of itself, as plain values: for the terminal, the artifact and `--json` (no Prefect here)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class StageRecord:
+    """What became of one stage in one run."""
+
+    stage: str
+    state: str = "skipped"  # ran | cached | restored | failed | skipped
+    why: list[str] = field(default_factory=list)  # reasons to run it
+    elapsed_s: float = 0.0
+    summary: dict[str, Any] = field(default_factory=dict)  # the stage's own report
+    message: str = ""  # of a failure
+    exit_code: int = 0  # 3: validation blocked the data
+
+
+@dataclass
+class RunResult:
+    """One run of the chain."""
+
+    verdict: str = "Failed"  # Promoted | Not promoted | Nothing changed | Ready | Skipped | Blocked | Failed | Stopped
+    message: str = ""
+    exit_code: int = 1
+    stages: list[StageRecord] = field(default_factory=list)
+    release: Any = None  # what components.release.release returned, None if the run made no release
+    seconds: dict[str, float] = field(default_factory=dict)  # by part; `platform` is what is neither stage nor release
+    flow_run: str | None = None  # its page
+    reconciled: list[str] = field(default_factory=list)  # what an earlier crash had left open
+
+    @property
+    def failed(self) -> StageRecord | None:
+        return next((record for record in self.stages if record.state == "failed"), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "release": plain(self.release)}
+
+
+def plain(value: Any) -> Any:
+    """A value of the release as JSON can hold it."""
+    if hasattr(value, "as_dict"):
+        return value.as_dict()
+    if hasattr(value, "__dataclass_fields__"):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,226 @@
+"""One Prefect task a stage: ask DVC whether it is stale; if so run it as a child and pass its words on."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+from prefect import task
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed, State
+
+from components import config as settings
+from components import files
+from components.errors import UserError
+from components.layout import Layout
+from components.operations import environment, staleness
+from flows.records import StageRecord
+
+KILL_AFTER_S = 20  # between TERM and KILL: a stage saves a checkpoint
+LOG_PROGRESS_EVERY_S = 10
+LAST_LINES = 20
+# what DVC says about itself; the stage's own lines are what people came for
+NOISE = re.compile(r"^(Running stage '|> |Generating lock file|Updating lock file|Use `dvc push`|To track the changes|\s*git add |"
+                   r"Stage '.*' didn't change|Data and pipelines are up to date|To enable auto staging|\s*dvc config core\.autostage|"
+                   r"ERROR: failed to reproduce '|Verifying data sources|WARNING: '.*' is empty\.$|\s*$)")
+RESTORED = re.compile(r"^Stage '.*' is cached - skipping run")
+PROGRESS = re.compile(r"^\S+ (\d+)/(\d+)\b")
+# loaded before any fork: between fork and exec nothing may be imported
+_LIBC = ctypes.CDLL(None, use_errno=True)
+PR_SET_PDEATHSIG = 1
+
+
+class Listener:
+    """Who watches the run in this process: the terminal of `lmworks run`; nobody (this class) in a worker."""
+
+    def stage_started(self, stage: str, why: list[str]) -> None:
+        """A stale stage is about to run."""
+
+    def line(self, stage: str, line: str) -> None:
+        """One line of its output."""
+
+    def stage_ended(self, record: StageRecord) -> None:
+        """It ended, or was found fresh."""
+
+
+_listener = Listener()
+
+
+def listener() -> Listener:
+    return _listener
+
+
+@contextlib.contextmanager
+def watched_by(watcher: Listener | None) -> Iterator[None]:
+    """Send lines and records of the stages run inside to `watcher`."""
+    global _listener
+    before, _listener = _listener, watcher or Listener()
+    try:
+        yield
+    finally:
+        _listener = before
+
+
+def _die_with_parent() -> None:
+    """In the child, before exec: TERM when the flow's process dies, kill -9 included (Linux)."""
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _members(group: int) -> list[psutil.Process]:
+    """Live (not zombie) processes of a process group. A group can outlive its first process."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, ProcessLookupError):
+            continue
+    return found
+
+
+def end_group(group: int, patience_s: float = KILL_AFTER_S) -> None:
+    """TERM, wait until no live process of the group is left, KILL after `patience_s` (a second Ctrl-C: at once)."""
+    if not _members(group):
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
+    deadline = time.monotonic() + patience_s
+    try:
+        while _members(group) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        if _members(group):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+
+
+def command(layout: Layout, name: str) -> list[str]:
+    return [environment.python(layout), "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+
+
+def run_child(layout: Layout, name: str, log: Callable[[str], None]) -> tuple[int, deque[str], bool]:
+    """Run one stage through DVC; (DVC's exit code, its last lines, whether DVC restored it without running).
+
+    Whatever ends this call early — Ctrl-C, a time-out, a cancelled run — ends the whole group first.
+    """
+    last, restored, logged_s = deque[str](maxlen=LAST_LINES), False, 0.0
+    child = subprocess.Popen(command(layout, name), cwd=layout.root, env=environment.child(layout), stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
+                             process_group=0, preexec_fn=_die_with_parent)
+    assert child.stdout is not None
+    try:
+        for raw in child.stdout:
+            line = raw.rstrip()
+            restored = restored or RESTORED.match(line) is not None
+            if NOISE.match(line) or RESTORED.match(line):
+                continue
+            _listener.line(name, line)
+            progress = PROGRESS.match(line)
+            if progress:
+                # the terminal draws every one; the stored log keeps one each ten seconds, and the last
+                if progress[1] != progress[2] and time.monotonic() - logged_s < LOG_PROGRESS_EVERY_S:
+                    continue
+                logged_s = time.monotonic()
+            else:
+                last.append(line)
+            log(line)
+        return child.wait(), last, restored
+    finally:
+        end_group(child.pid)
+        child.stdout.close()
+        child.wait()
+
+
+def outcome(layout: Layout, name: str) -> dict[str, Any]:
+    """What the stage's own process wrote when it ended ({} if it never got there)."""
+    try:
+        return files.read_json(layout.state / "outcome" / f"{name}.json")
+    except (FileNotFoundError, UserError):
+        return {}
+
+
+def summary_of(layout: Layout, name: str) -> dict[str, Any]:
+    """The report that the stage published with its first out."""
+    entry = (files.load_yaml(layout.dvc_yaml) or {})["stages"][name]
+    for out in entry.get("outs", []):
+        path = layout.root / (out if isinstance(out, str) else next(iter(out))) / "summary.json"
+        if path.exists():
+            return files.read_json(path)
+    return {}
+
+
+def _failed(record: StageRecord, exit_code: int, last: deque[str], told: dict[str, Any]) -> State:
+    said = str(told.get("message") or "")
+    record.state, record.exit_code = "failed", int(told.get("exit_code") or exit_code or 1)
+    record.message = said or (last[-1] if last else f"it ended with exit code {exit_code} and without a word")
+    lines = [line for line in last if line != f"{record.stage}: {said}"]
+    text = f"{record.stage}: {record.message}" + ("\nIts last lines:\n  " + "\n  ".join(lines) if lines else "")
+    return Failed(name="Blocked" if record.exit_code == 3 else "Failed", message=text, data=record)
+
+
+def _only_where_it_helps(_task: Any, _run: Any, state: State) -> bool:
+    """Bad input, blocked data and damaged bytes are the same at the next try."""
+    record = getattr(state, "data", None)
+    return not (isinstance(record, StageRecord) and record.exit_code in (2, 3, 4, 75, 130))
+
+
+@task(task_run_name="{name}", persist_result=False, retry_condition_fn=_only_where_it_helps)
+def run_stage_task(name: str) -> State:
+    """One stage. Its state: *Cached* if fresh, *Restored* if DVC had it, else Completed; Failed (*Blocked*)."""
+    layout, logger = Layout(), get_run_logger()
+    record = StageRecord(name, why=staleness.why(layout, name))
+    if not record.why:
+        record.state, record.summary = "cached", summary_of(layout, name)
+        logger.info("%s is fresh: DVC finds its code, inputs and settings unchanged", name)
+        _listener.stage_ended(record)
+        return Completed(name="Cached", message="code, inputs and settings are unchanged", data=record)
+    for reason in record.why:
+        logger.info("%s runs: %s", name, reason)
+    _listener.stage_started(name, record.why)
+    logger.info("$ %s", shlex.join(command(layout, name)[1:]))
+    (layout.state / "outcome" / f"{name}.json").unlink(missing_ok=True)  # of an earlier run
+    started_s = time.monotonic()
+    try:
+        exit_code, last, restored = run_child(layout, name, logger.info)
+    except BaseException:
+        record.state, record.message, record.elapsed_s = "failed", "stopped", time.monotonic() - started_s
+        _listener.stage_ended(record)
+        raise
+    record.elapsed_s = round(time.monotonic() - started_s, 3)
+    told = outcome(layout, name)
+    if exit_code or told.get("exit_code"):
+        failed = _failed(record, exit_code, last, told)
+        logger.error(failed.message)
+        _listener.stage_ended(record)
+        return failed
+    record.state, record.summary = ("restored" if restored else "ran"), summary_of(layout, name)
+    _listener.stage_ended(record)
+    if restored:
+        return Completed(name="Restored", message="DVC's run cache held this result", data=record)
+    return Completed(message=f"{record.elapsed_s:.1f} s; {record.why[0]}", data=record)
+
+
+def run_stage(name: str, config: settings.Config) -> StageRecord:
+    """The task with the retries and the time-out of the configuration, called from a flow."""
+    retries = config.operations.fetch_retries if name == "fetch" else 0
+    configured = run_stage_task.with_options(retries=retries, retry_delay_seconds=[5, 20, 60], retry_jitter_factor=0.5,
+                                             timeout_seconds=config.operations.stage_timeout_s)
+    state = configured(name, return_state=True)
+    record = state.data if isinstance(state.data, StageRecord) else None
+    if record is None:  # a time-out or an exception of our own: Prefect made the state
+        record = StageRecord(name, "failed", message=f"{name}: {state.message or state.name}", exit_code=1)
+        if state.name == "TimedOut":
+            record.message = f"{name}: longer than operations.stage_timeout_s={config.operations.stage_timeout_s} s; ended. Raise it, or make the stage smaller"
+            _listener.stage_ended(record)
+    return record
