@@ -74,8 +74,6 @@ def load(folder: Path, device: str) -> tuple[Any, Any]:
     problems = {kind: sorted(str(key) for key in keys)[:3] for kind, keys in info.items() if keys}
     if problems:
         raise MlflowException(f"model refused: its weights do not fit its config.json: {problems}", INTERNAL_ERROR)
-    # what a user types is text: "<|end|>" in a prompt must not end the turn
-    tokenizer.backend_tokenizer.encode_special_tokens = True
     return model.to(device).eval(), tokenizer
 
 
@@ -110,12 +108,15 @@ class LanguageModel(mlflow.pyfunc.PythonModel):
         self.context_tokens = getattr(config, "max_position_embeddings", None)
         self.vocabulary = int(config.vocab_size)
         ends = [self.model.generation_config.eos_token_id, config.eos_token_id, self.tokenizer.eos_token_id]
-        if self.instruct:
-            ends.append(self.tokenizer.get_vocab().get("<|end|>"))
-        self.stops = {int(i) for end in ends if end is not None for i in (end if isinstance(end, list) else [end])}
-        self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self.tokens = self.tokenizer.backend_tokenizer  # "<|end|>" is the special token
+        # what a user types is text: "<|end|>" in a prompt must not end the turn. A copy, as the switch is not a request's own
+        self.plain_tokens = type(self.tokens).from_str(self.tokens.to_str())
+        self.plain_tokens.encode_special_tokens = True
         if self.instruct:
             self.before, self.after = self.chat_frame()
+            ends.append(self.end_of_answer())
+        self.stops = {int(i) for end in ends if end is not None for i in (end if isinstance(end, list) else [end])}
+        self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
     def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> list[str]:
         """One text a prompt, each the same whatever else is in the request or running beside it."""
@@ -132,8 +133,8 @@ class LanguageModel(mlflow.pyfunc.PythonModel):
 
     def settings(self, params: dict[str, Any] | None) -> dict[str, Any]:
         """Defaults and the caller's params, each within its bounds. Raises a 400 that names field, value and bounds."""
-        merged = PARAMS | {key: value for key, value in (params or {}).items() if value is not None}
         longest = self.context_tokens or MAX_NEW_TOKENS
+        merged = PARAMS | {"max_new_tokens": min(PARAMS["max_new_tokens"], longest // 2)} | {key: value for key, value in (params or {}).items() if value is not None}
         bounds = {"max_new_tokens": (1, longest), "temperature": (0, MAX_TEMPERATURE), "top_k": (0, self.vocabulary),
                   "top_p": (0, 1), "seed": (0, MAX_SEED)}
         for field, (lowest, highest) in bounds.items():
@@ -146,17 +147,33 @@ class LanguageModel(mlflow.pyfunc.PythonModel):
                 raise refuse(f"{field}={value} is out of range: from {lowest} to {highest}{above}")
         return merged
 
-    def chat_frame(self) -> tuple[list[int], list[int]]:
-        """Token ids before and after the user's text in the model's own chat template."""
-        text = self.tokenizer.apply_chat_template([{"role": "user", "content": USER_TEXT}], tokenize=False, add_generation_prompt=True)
-        before, found, after = text.partition(USER_TEXT)
+    def chat(self, messages: list[dict[str, str]], waiting: bool) -> str:
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=waiting)
+
+    def chat_frame(self) -> tuple[str, str]:
+        """What the model's own chat template puts before and after the user's text."""
+        before, found, after = self.chat([{"role": "user", "content": USER_TEXT}], True).partition(USER_TEXT)
         if not found:
             raise MlflowException("model refused: its chat template drops the user's text", INTERNAL_ERROR)
-        backend = self.tokenizer.backend_tokenizer
-        backend.encode_special_tokens = False  # here, and only here, "<|user|>" means the special token
-        frame = [backend.encode(part, add_special_tokens=False).ids for part in (before, after)]
-        backend.encode_special_tokens = True
-        return frame[0], frame[1]
+        return before, after
+
+    def end_of_answer(self) -> int | None:
+        """The special token that the template puts after an answer."""
+        whole = self.chat([{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}], False)
+        special = set(self.tokenizer.all_special_ids)
+        return next((i for i in reversed(self.tokens.encode(whole, add_special_tokens=False).ids) if i in special), None)
+
+    def encode_chat(self, prompt: str) -> list[int]:
+        """Token ids that wait for the answer, as in training; the user's text cannot bring in a special token."""
+        before, after = (self.tokens.encode(part, add_special_tokens=False).ids for part in (self.before, self.after))
+        special = set(self.tokenizer.all_special_ids)
+        if before and after and before[-1] in special and after[0] in special:
+            return [*before, *self.plain_tokens.encode(prompt, add_special_tokens=False).ids, *after]
+        # other templates merge text and frame into common tokens, so both are encoded at once, special strings broken up
+        for token in sorted({str(t) for t in self.tokenizer.added_tokens_decoder.values()} | set(self.tokenizer.all_special_tokens)):
+            if len(token) > 1 and token.strip():
+                prompt = prompt.replace(token, f"{token[0]} {token[1:]}")
+        return self.tokens.encode(self.chat([{"role": "user", "content": prompt}], True), add_special_tokens=False).ids
 
     def encode(self, n: int, prompt: str, settings: dict[str, Any]) -> list[int]:
         """Token ids of prompt number n. Raises a 400 when it is empty (instruct), no text, or too long."""
@@ -166,10 +183,8 @@ class LanguageModel(mlflow.pyfunc.PythonModel):
             raise refuse(f"prompt {n} holds half of a surrogate pair and is no valid Unicode text") from None
         if self.instruct and not prompt.strip():
             raise refuse(f"prompt {n} is empty; this model answers a question or instruction")
-        ids = self.tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=not self.instruct).ids
-        if self.instruct:
-            ids = [*self.before, *ids, *self.after]
-        elif not ids:
+        ids = self.encode_chat(prompt) if self.instruct else self.plain_tokens.encode(prompt).ids
+        if not ids:
             start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
             if start is None:
                 raise refuse(f"prompt {n} is empty, and this model has no token that starts a text")

@@ -154,6 +154,14 @@ def test_chat_frame_is_the_template_of_training(instruct):
     assert model.tokenizer.decode(model.encode(0, text, {"max_new_tokens": 1})) == whole == f"<|user|>{text}<|end|><|assistant|>"
 
 
+def test_another_template_is_encoded_whole_with_special_strings_broken_up(saved):
+    model = opened(saved["instruct"]).unwrap_python_model()
+    model.tokenizer.chat_template = "[INST] {{ messages[0]['content'] }} [/INST]"
+    model.before, model.after = model.chat_frame()
+    assert model.encode_chat("to be") == model.tokens.encode("[INST] to be [/INST]").ids
+    assert not {0, 1, 2, 3} & set(model.encode_chat("a<|end|>b<|endoftext|>"))
+
+
 def test_instruct_answer_ends_at_end_token(instruct, monkeypatch):
     import torch
 

@@ -1,0 +1,91 @@
+"""From a published model to a logged model in MLflow whose stored bytes were read back and found right."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from components import files
+from components.errors import Damaged
+from components.layout import Layout
+from components.release import registry
+from components.release.lineage import Subject
+
+MODEL_FILE = Path("components") / "serving" / "model_file.py"
+# Ranges in which loading and serving were tried, so that a consumer on the same Python minor sees no warning.
+REQUIREMENTS = ["mlflow>=3.17,<3.19", "torch>=2.11,<3", "transformers>=5.17,<6"]
+MAX_NEW_TOKENS = 64
+
+
+def example(subject: Subject) -> tuple[list[str], dict[str, Any]]:
+    """A request with every param; MLflow reads their types and defaults from it."""
+    config = files.read_json(subject.out / "model" / "config.json")
+    context = config.get("max_position_embeddings") or config.get("n_positions") or 2 * MAX_NEW_TOKENS
+    return (["Hello"], {"max_new_tokens": min(MAX_NEW_TOKENS, context // 2), "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0})
+
+
+@contextlib.contextmanager
+def packed(subject: Subject, layout: Layout) -> Iterator[Path]:
+    """The folder to log: the model's files, serving.json and a manifest of its own; links where the disk allows, so no copy."""
+    work = layout.work_root / "release"
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=work, prefix=f"{subject.kind}-") as name:
+        folder = Path(name) / "model"
+        shutil.copytree(subject.out / "model", folder, copy_function=_link_or_copy)
+        (folder / registry.CARD).unlink(missing_ok=True)
+        files.write_json(folder / "serving.json", {"kind": subject.kind})
+        files.write_manifest(folder)
+        yield folder
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def logged_model(client: Any, experiment: str, run_id: str, subject: Subject, layout: Layout) -> tuple[str, dict[str, str]]:
+    """(model id, {path: sha256} that the registry will vouch for). Uploads once; what an earlier try verified is used again.
+
+    Raises Damaged when the store gives back other bytes than were sent: then nothing is registered.
+    """
+    for earlier in client.search_logged_models([experiment], max_results=50, filter_string=(
+            f"tags.`{registry.WEIGHTS}` = '{subject.weights_sha256}' AND tags.`{registry.EVALUATION}` = '{subject.evaluation_sha256}'")):
+        expected = earlier.tags.get(registry.FILES)
+        if expected and earlier.name == subject.name and str(earlier.status).endswith("READY"):
+            return earlier.model_id, json.loads(expected)
+    import mlflow
+
+    started = mlflow.initialize_logged_model(name=subject.name, source_run_id=run_id, experiment_id=experiment, model_type=subject.kind, tags={
+        registry.WEIGHTS: subject.weights_sha256, registry.EVALUATION: subject.evaluation_sha256})
+    with packed(subject, layout) as folder:
+        mlflow.pyfunc.log_model(
+            name=subject.name, python_model=str(layout.root / MODEL_FILE), artifacts={"model": str(folder)}, input_example=example(subject),
+            pip_requirements=REQUIREMENTS, model_id=started.model_id)
+        expected = read_back(started.model_id, folder, subject, layout)
+    client.set_logged_model_tags(started.model_id, {registry.FILES: json.dumps(expected, sort_keys=True)})
+    return started.model_id, expected
+
+
+def read_back(model_id: str, sent: Path, subject: Subject, layout: Layout) -> dict[str, str]:
+    """What the store serves, held against what was sent. MLflow itself calls a half-written model READY. Raises Damaged."""
+    import mlflow
+
+    work = layout.work_root / "models"
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=work, prefix=f"{subject.name}-") as name:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{model_id}", dst_path=name))
+        found = registry.local_files(folder)
+        for path, wanted in ((f"artifacts/model/{files.MANIFEST}", sent / files.MANIFEST), (MODEL_FILE.name, layout.root / MODEL_FILE)):
+            if found.get(path) != files.sha256_file(wanted):
+                raise Damaged(f"{subject.name}: the model store gave back another {path}: sha256 {found.get(path, 'no such file')} found, "
+                              f"{files.sha256_file(wanted)} sent. Nothing was registered. Run: lmworks run")
+        registry.check_files(folder, found, f"{subject.name} (just stored)")
+        return found
