@@ -22,15 +22,16 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
-def _hash(text: str) -> str:
+def normalised_id(text: str) -> str:
+    """The id of a text that is normalised already."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:ID_HEX]
 
 
 def document_id(text: str) -> str:
     """16 hex digits of the sha256 of the normalised text; texts equal under `normalise` share their id."""
-    return _hash(normalise(text))
+    return normalised_id(normalise(text))
 
 
 def record_id(application: str, prompt: str, answer: str) -> str:
     """16 hex digits for an application record: prompts are compared normalised, answers as they are."""
-    return _hash(json.dumps([application, normalise(prompt), answer], ensure_ascii=False))
+    return normalised_id(json.dumps([application, normalise(prompt), answer], ensure_ascii=False))
