@@ -108,6 +108,7 @@ class Training(Section):
     steps: AtLeastOne = setting(600, "optimizer updates")
     rows: AtLeastOne = setting(16, "rows a batch; a row is one packed sequence", le=65_536)
     row_tokens: AtLeastOne = setting(128, "tokens a row; at most model.context", ge=8)
+    isolate_documents: bool = setting(True, "documents packed into one row do not see one another")
     accumulation: AtLeastOne = setting(1, "batches whose gradients are summed before an update", le=4096)
     optimizer: Literal["adamw", "muon"] = setting("adamw", "adamw, or muon (Muon on matrices, AdamW on the rest)")
     learning_rate: Positive = setting(2e-3, "peak learning rate of AdamW", le=1)
@@ -137,10 +138,14 @@ class Finetuning(Section):
     epochs: AtLeastOne = setting(2, "passes over the records")
     rows: AtLeastOne = setting(16, "records a batch")
     learning_rate: Positive = setting(5e-4, "peak learning rate of AdamW", le=1)
+    min_learning_rate_ratio: Share = setting(0.1, "final learning rate as a share of the peak")
+    beta1: Share = setting(0.9, "AdamW: decay of the first moment", lt=1)
+    beta2: Share = setting(0.95, "AdamW: decay of the second moment", lt=1)
     warmup_steps: Count = setting(20, "steps over which the learning rate rises")
     weight_decay: float = setting(0.01, "decoupled weight decay of matrices", ge=0, le=1, allow_inf_nan=False)
     max_row_tokens: AtLeastOne = setting(128, "longer records are cut in the prompt, never in the answer", ge=16)
     checkpoint_interval: AtLeastOne = setting(100, "steps between checkpoints")
+    log_interval: AtLeastOne = setting(10, "steps between logged points")
 
 
 class Evaluation(Section):
@@ -148,10 +153,13 @@ class Evaluation(Section):
 
     max_test_bytes: AtLeastOne = setting(300_000, "test text a language, in bytes, at most", ge=1000)
     max_records: AtLeastOne = setting(400, "test records an application and language, at most")
+    window_tokens: AtLeastOne = setting(128, "context a token is scored with, in tokens; at most the model's own, best the row_tokens of its training", ge=8)
     ngram_order: int = setting(5, "order of the Kneser-Ney baseline", ge=2, le=6)
+    ngram_max_tokens: AtLeastOne = setting(10_000_000, "training tokens of the Kneser-Ney baseline, a language, at most (memory: 0.3 GB a million)")
     bootstrap_samples: AtLeastOne = setting(1000, "resamples behind each interval", ge=100)
     confidence: Share = setting(0.95, "width of the intervals", gt=0.5, lt=1)
     sample_tokens: AtLeastOne = setting(48, "tokens of a sample text", le=2048)
+    device: Literal["cpu", "cuda"] = setting("cpu", "where the models are scored; only cpu repeats bit for bit")
     threads: AtLeastOne = setting(2, "CPU threads of torch", le=1024)
 
 
