@@ -133,18 +133,15 @@ def release_into(result: RunResult, config: settings.Config, layout: Layout) -> 
     result.seconds["release"] = time.monotonic() - started_s
     if state.is_failed():
         raise _cause(state)
-    made = state.data
+    made = tasks.carried(state)
     result.release, result.exit_code = made, 0
     result.verdict, result.message = made.verdict, getattr(made, "message", "") or made.verdict
 
 
 def _cause(state: State) -> BaseException:
-    """The error behind a failed state, with its type (so its exit code), where Prefect kept it."""
-    cause = state.data if isinstance(state.data, BaseException) else None
-    if cause is None:
-        found = state.result(raise_on_failure=False)
-        cause = found if isinstance(found, BaseException) else None
-    return cause or RuntimeError(state.message or state.name)
+    """The error behind a failed state, with its type (so its exit code)."""
+    cause = tasks.carried(state)
+    return cause if isinstance(cause, BaseException) else RuntimeError(state.message or state.name)
 
 
 def in_flow(do: Any, *, wait_s: int | None, needs_mlflow: bool = True) -> State:

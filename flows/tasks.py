@@ -169,9 +169,14 @@ def _failed(record: StageRecord, exit_code: int, last: deque[str], told: dict[st
     return Failed(name="Blocked" if record.exit_code == 3 else "Failed", message=text, data=record)
 
 
+def carried(state: State) -> Any:
+    """The value or the exception that a state holds; Prefect wraps it on the way."""
+    return getattr(state.data, "result", state.data)
+
+
 def _only_where_it_helps(_task: Any, _run: Any, state: State) -> bool:
     """Bad input, blocked data and damaged bytes are the same at the next try."""
-    record = getattr(state, "data", None)
+    record = carried(state)
     return not (isinstance(record, StageRecord) and record.exit_code in (2, 3, 4, 75, 130))
 
 
@@ -217,8 +222,8 @@ def run_stage(name: str, config: settings.Config) -> StageRecord:
     configured = run_stage_task.with_options(retries=retries, retry_delay_seconds=[5, 20, 60], retry_jitter_factor=0.5,
                                              timeout_seconds=config.operations.stage_timeout_s)
     state = configured(name, return_state=True)
-    record = state.data if isinstance(state.data, StageRecord) else None
-    if record is None:  # a time-out or an exception of our own: Prefect made the state
+    record = carried(state)
+    if not isinstance(record, StageRecord):  # a time-out or an exception of our own: Prefect made the state
         record = StageRecord(name, "failed", message=f"{name}: {state.message or state.name}", exit_code=1)
         if state.name == "TimedOut":
             record.message = f"{name}: longer than operations.stage_timeout_s={config.operations.stage_timeout_s} s; ended. Raise it, or make the stage smaller"

@@ -1,0 +1,146 @@
+"""A checkout of its own with two trivial stages and real servers: what the flows need, in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components import config as settings
+from components.layout import ROOT, Layout
+from components.operations import environment, services
+
+DVC_YAML = """\
+stages:
+  first:
+    cmd: exec python fake_stage.py first
+    deps: [fake_stage.py, first.txt]
+    outs: [data/first]
+  second:
+    cmd: exec python fake_stage.py second
+    deps: [fake_stage.py, data/first, second.txt]
+    outs: [data/second]
+"""
+
+# a stage as components/chain.py runs one: dies with its parent, holds the stage lock, writes its outcome
+FAKE_STAGE = '''
+import json, pathlib, sys, time
+from components import files
+from components.chain import die_with_parent
+from components.errors import UserError
+from components.layout import Layout
+from components.reporting import say, stop
+
+name = sys.argv[1]
+die_with_parent()
+stop.install()
+layout = Layout()
+wish = pathlib.Path(f"{name}.txt").read_text().split()
+outcome = {"stage": name, "exit_code": 1, "message": "it ended without a word"}
+marker = layout.unclean / f"stage-{__import__('os').getpid()}.json"
+try:
+    with files.lock(layout.stage_lock, what="a stage"):
+        for n in range(1, 6):
+            say(f"{name} {n}/5 loss 3.21")
+        say(f"{name} says 你好")
+        if "sleep" in wish:
+            pathlib.Path("asleep").write_text("")
+            time.sleep(60)
+        if "fail" in wish:
+            say("the line before the end")
+            raise UserError("row 7 of first.txt has no text; mend it")
+        out = pathlib.Path("data") / name
+        out.mkdir(parents=True)
+        files.write_json(out / "summary.json", {"stage": name, "documents_in": 3, "documents_out": 2})
+        (out / "wish.txt").write_text(" ".join(wish))
+    outcome = {"stage": name, "exit_code": 0}
+except UserError as error:
+    outcome.update(exit_code=3 if "block" in wish else 2, message=str(error))
+except KeyboardInterrupt:
+    outcome.update(exit_code=130, message="stopped by a signal")
+finally:
+    files.write_json(layout.state / "outcome" / f"{name}.json", outcome)
+if outcome["exit_code"]:
+    say(f"{name}: {outcome['message']}")
+sys.exit(outcome["exit_code"])
+'''
+
+DRIVER = '''
+import json, sys
+from components.errors import UserError
+from components.layout import Layout
+from flows.run import execute
+
+class Seen:
+    lines, events = [], []
+    def stage_started(self, stage, why): self.events.append(f"start {stage}")
+    def stage_ended(self, record): self.events.append(f"{record.state} {record.stage}")
+    def line(self, stage, line): self.lines.append(f"{stage}|{line}")
+
+try:
+    result = execute(Layout(), listener=Seen(), release=False, **json.loads(sys.argv[1]))
+except UserError as error:
+    print(str(error), file=sys.stderr)
+    sys.exit(error.exit_code)
+print(json.dumps({**result.as_dict(), "lines": Seen.lines, "events": Seen.events}))
+sys.exit(result.exit_code)
+'''
+
+
+class Checkout:
+    """A temporary checkout and what a test does in it."""
+
+    def __init__(self, root: Path):
+        self.root, self.layout = root, Layout(root=root)
+        for folder in ("components", "flows", "commands"):
+            shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("versions.yaml", "prefect.yaml", ".dvcignore"):
+            shutil.copy(ROOT / name, root / name)
+        (root / ".dvc").mkdir()
+        shutil.copy(ROOT / ".dvc" / "config", root / ".dvc" / "config")
+        (root / ".venv").symlink_to(ROOT / ".venv")
+        (root / "texts").mkdir()
+        (root / "texts" / "a.txt").write_text("A short text. 一段短文。\n" * 50)
+        (root / "records.jsonl").write_text('{"application": "classification", "prompt": "x", "answer": "y"}\n')
+        flat = settings.flatten(settings.Config().model_dump(mode="json"))
+        (root / "params.yaml").write_text(settings.render(settings.build(
+            flat | {"corpus.source": "texts", "corpus.records": "records.jsonl", "name": "mini"}, where="test")))
+        (root / "dvc.yaml").write_text(DVC_YAML)
+        (root / "fake_stage.py").write_text(FAKE_STAGE)
+        (root / "driver.py").write_text(DRIVER)
+        self.wish("first", "1")
+        self.wish("second", "1")
+
+    def wish(self, stage: str, words: str) -> None:
+        (self.root / f"{stage}.txt").write_text(words)
+
+    def start(self, **arguments: Any) -> subprocess.Popen:
+        """The driver, as `lmworks run` is: a process of its own."""
+        env = environment.child(self.layout)
+        return subprocess.Popen([environment.python(self.layout), "driver.py", json.dumps(arguments)], cwd=self.root, env=env,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def run(self, **arguments: Any) -> tuple[int, dict[str, Any], str]:
+        process = self.start(**arguments)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, json.loads(out) if out.strip() else {}, err
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    for variable in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        os.environ.pop(variable, None)
+    root = tmp_path_factory.mktemp("checkout") / "a folder with 空格"
+    root.mkdir()
+    made = Checkout(root)
+    try:
+        services.ensure(made.layout)
+        yield made
+    finally:
+        services.down(made.layout, force=True)

@@ -1,0 +1,170 @@
+"""The chain's flow against real servers, with two trivial stages."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import psutil
+import pytest
+
+from components.operations import rest, services, unclean
+from flows import reconciler
+
+pytestmark = [pytest.mark.e2e]
+
+
+def api(checkout: Any) -> rest.Prefect:
+    return rest.Prefect(f"{services.address(checkout.layout, services.PREFECT)}/api")
+
+
+def last_flow_run(checkout: Any) -> dict[str, Any]:
+    return api(checkout).send("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
+
+
+def task_runs(checkout: Any, flow_run: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """{name: (state type, state name)}; task runs arrive over a websocket, a moment later."""
+    for _ in range(50):
+        runs = api(checkout).send("/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run["id"]]}}})
+        if runs and all(run["state_type"] not in ("RUNNING", "PENDING", "SCHEDULED") for run in runs):
+            break
+        time.sleep(0.1)
+    return {run["name"]: (run["state_type"], run["state_name"]) for run in runs}
+
+
+def logs(checkout: Any, flow_run: dict[str, Any]) -> list[str]:
+    found = api(checkout).send("/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run["id"]]}}, "sort": "TIMESTAMP_ASC", "limit": 200})
+    return [line["message"] for line in found]
+
+
+def wait_for(condition: Any, what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def processes_in(checkout: Any) -> list[str]:
+    """Live stage and DVC processes of the checkout."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = " ".join(process.cmdline())
+            if process.cwd() == str(checkout.root) and ("fake_stage" in words or "dvc" in words) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(words)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_run_then_an_unchanged_one_then_one_restored(checkout: Any):
+    code, told, err = checkout.run()
+    assert code == 0, err
+    assert err == "", "nothing of Prefect, DVC or a warning on the terminal"
+    assert told["verdict"] == "Ready"
+    assert [(s["stage"], s["state"], s["why"]) for s in told["stages"]] == [("first", "ran", ["it never ran"]), ("second", "ran", ["it never ran"])]
+    assert told["stages"][0]["summary"]["documents_out"] == 2
+    assert told["events"] == ["start first", "ran first", "start second", "ran second"]
+    assert told["lines"] == [f"{s}|{line}" for s in ("first", "second") for line in (*(f"{s} {n}/5 loss 3.21" for n in range(1, 6)), f"{s} says 你好")]
+    run = last_flow_run(checkout)
+    assert run["name"].startswith("mini 20") and run["state_type"] == "COMPLETED" and run["state_name"] == "Ready"
+    wait_for(lambda: "second says 你好" in logs(checkout, run), "the child's output is in the run's log")
+    stored = logs(checkout, run)
+    assert "first 5/5 loss 3.21" in stored and "first 3/5 loss 3.21" not in stored, "progress is thinned in the stored log"
+    assert not any("Running stage" in line or line.startswith("> ") for line in stored)
+
+    code, told, _ = checkout.run()
+    assert code == 0 and told["verdict"] == "Nothing changed"
+    assert [s["state"] for s in told["stages"]] == ["cached", "cached"]
+    states = task_runs(checkout, last_flow_run(checkout))
+    assert states["first"] == ("COMPLETED", "Cached") and states["second"] == ("COMPLETED", "Cached")
+    shown = api(checkout).send("/artifacts/filter", {"artifacts": {"key": {"any_": ["lmworks-run"]}}, "sort": "CREATED_DESC", "limit": 1})[0]
+    assert "| second | cached |" in shown["data"]
+
+    checkout.wish("second", "2")
+    assert checkout.run()[1]["stages"][1]["why"] == ["input second.txt changed"]
+    checkout.wish("second", "1")
+    code, told, _ = checkout.run()
+    assert told["stages"][1]["state"] == "restored", "DVC had this result: nothing ran"
+    assert unclean.dead(checkout.layout) == [] and not list(checkout.layout.unclean.glob("run-*.json"))
+
+
+def test_a_failure_carries_the_childs_words_and_stops_the_chain(checkout: Any):
+    checkout.wish("first", "fail")
+    code, told, _ = checkout.run()
+    assert code == 2 and told["verdict"] == "Failed"
+    assert [s["state"] for s in told["stages"]] == ["failed", "skipped"]
+    assert told["message"] == "row 7 of first.txt has no text; mend it"
+    run = last_flow_run(checkout)
+    assert run["state_type"] == "FAILED" and "first: row 7" in run["state"]["message"]
+    task = api(checkout).send("/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}, "task_runs": {"name": {"any_": ["first"]}}})[0]
+    assert "the line before the end" in task["state"]["message"]
+
+    checkout.wish("first", "fail block")
+    code, told, _ = checkout.run()
+    assert code == 3 and told["verdict"] == "Blocked" and last_flow_run(checkout)["state_name"] == "Blocked"
+    checkout.wish("first", "1")
+
+
+def test_bad_stage_name_is_one_clear_error(checkout: Any):
+    code, told, err = checkout.run(from_stage="secnd")
+    assert code == 2 and "did you mean 'second'?" in told["message"] and err == ""
+
+
+def test_G1_two_runs_at_once_and_ctrl_c(checkout: Any):
+    checkout.wish("second", "sleep")
+    (checkout.root / "asleep").unlink(missing_ok=True)
+    running = checkout.start()
+    wait_for((checkout.root / "asleep").exists, "the stage works")
+    code, _, err = checkout.run()
+    assert code == 75 and "already running in this checkout" in err and str(running.pid) in err
+    with pytest.raises(services.Busy):
+        services.down(checkout.layout)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 130 and "Traceback" not in err and err == ""
+    assert processes_in(checkout) == []
+    assert last_flow_run(checkout)["state_type"] in ("CRASHED", "CANCELLED")
+    assert not list(checkout.layout.unclean.glob("run-*.json")), "a clean stop leaves no marker"
+
+
+def test_C8_sigterm_ends_the_stage_and_the_flow_run(checkout: Any):
+    checkout.wish("second", "sleep again")
+    (checkout.root / "asleep").unlink(missing_ok=True)
+    running = checkout.start()
+    wait_for((checkout.root / "asleep").exists, "the stage works")
+    running.terminate()
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 130 and err == ""
+    assert processes_in(checkout) == []
+    assert last_flow_run(checkout)["state_type"] in ("CRASHED", "CANCELLED")
+
+
+def test_C9_C15_kill_9_leaves_no_process_and_the_next_start_closes_the_runs(checkout: Any):
+    checkout.wish("second", "sleep once more")
+    (checkout.root / "asleep").unlink(missing_ok=True)
+    running = checkout.start()
+    wait_for((checkout.root / "asleep").exists, "the stage works")
+    os.kill(running.pid, signal.SIGKILL)
+    running.communicate()
+    wait_for(lambda: processes_in(checkout) == [], "kill -9 of the flow ends DVC and the stage")
+    killed = last_flow_run(checkout)
+    assert killed["state_type"] == "RUNNING"
+    mlflow = f"{services.address(checkout.layout, services.MLFLOW)}/api/2.0/mlflow"
+    experiment = rest.call(f"{mlflow}/experiments/create", {"name": "mini"})["experiment_id"]
+    open_run = rest.call(f"{mlflow}/runs/create", {"experiment_id": experiment, "tags": [{"key": "lmworks.stage", "value": "pretrain"}]})["run"]["info"]["run_id"]
+    (checkout.root / "data" / ".partial" / "second").mkdir(parents=True)
+    ours = checkout.root / f".params.yaml.{running.pid}.partial"
+    ours.write_text("half")
+
+    done = reconciler.reconcile(checkout.layout)
+    assert api(checkout).get(f"/flow_runs/{killed['id']}")["state_type"] == "CRASHED"
+    assert {kind for kind, _ in task_runs(checkout, killed).values()} <= {"CRASHED", "COMPLETED"}
+    assert rest.call(f"{mlflow}/runs/get?run_id={open_run}")["run"]["info"]["status"] == "KILLED"
+    assert not ours.exists() and not (checkout.root / "data" / ".partial").exists()
+    assert any("Crashed now" in line for line in done)
+    assert reconciler.reconcile(checkout.layout) == [], "once is enough"
+    checkout.wish("second", "1")
+    assert checkout.run()[1]["verdict"] == "Ready"
