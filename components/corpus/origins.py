@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sysconfig
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from components.errors import UserError
@@ -32,6 +33,7 @@ def kind_of(name: str) -> str | None:
     return KINDS.get(os.path.splitext(name.lower().removesuffix(".gz"))[1])
 
 
+@lru_cache(maxsize=1)
 def site_packages() -> Path:
     """Where pip puts pure Python packages for this interpreter."""
     return Path(sysconfig.get_path("purelib"))

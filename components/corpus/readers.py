@@ -75,10 +75,10 @@ def decoded(line: Line, max_line_mb: float) -> str | Fault:
     try:
         text = line.data.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Fault(line.number, "text_is_valid_utf8", f"line {line.number}: {error.reason} at byte {error.start} of the line",
+        return Fault(line.number, "valid_utf8", f"line {line.number}: {error.reason} at byte {error.start} of the line",
                      line.data[:2048].decode("utf-8", "replace"))
     if "\0" in text:
-        return Fault(line.number, "text_has_no_nul", f"line {line.number}: NUL at character {text.index(chr(0))} of the line", text.replace("\0", " "))
+        return Fault(line.number, "text_without_nul", f"line {line.number}: NUL at character {text.index(chr(0))} of the line", text.replace("\0", " "))
     return text
 
 
@@ -92,10 +92,13 @@ def read_text(stream: BinaryIO, corpus: Corpus) -> Iterator[Row | Fault]:
             if isinstance(text, Fault):
                 faults.append(text)
             else:
-                yield from normal_newlines(text.removesuffix("\n").removesuffix("\r")).split("\n")
+                text = text.rstrip("\r\n")
+                if "\r" in text:  # lone carriage returns end lines too
+                    yield from text.split("\r")
+                else:
+                    yield text
 
     with closing(stream):
-        number = 0
         for number, document in enumerate(pack(good_lines(), min(corpus.text_document_chars, corpus.max_document_chars)), 1):
             yield from faults
             faults.clear()
@@ -127,9 +130,8 @@ class MissingColumn:
 
 def no_column(name: str, field: str, columns: list[str]) -> UserError:
     named = ", ".join(repr(column[:40]) for column in columns[:COLUMNS_NAMED]) + (", …" if len(columns) > COLUMNS_NAMED else "")
-    example = columns[0] if columns and re.fullmatch(r"\w{1,40}", columns[0]) else "COLUMN"
     return UserError(f"{name} has no column {field!r}; it has {named or 'none'}. "
-                     f"Name the column that holds the text: lmworks use PRESET --corpus PATH --set corpus.text_field={example}")
+                     f"Name the column that holds the text: lmworks use PRESET --corpus PATH --set corpus.text_field=COLUMN")
 
 
 def checked(number: int, text: Any, metadata: dict[str, Any], where: str) -> Row | Fault:
@@ -140,9 +142,9 @@ def checked(number: int, text: Any, metadata: dict[str, Any], where: str) -> Row
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return Fault(number, "text_is_valid_utf8", f"{where}: no valid Unicode at character {error.start} of the text", text)
+        return Fault(number, "valid_utf8", f"{where}: no valid Unicode at character {error.start} of the text", text)
     if "\0" in text:
-        return Fault(number, "text_has_no_nul", f"{where}: NUL at character {text.index(chr(0))} of the text", text.replace("\0", " "))
+        return Fault(number, "text_without_nul", f"{where}: NUL at character {text.index(chr(0))} of the text", text.replace("\0", " "))
     return Row(number, normal_newlines(text), metadata)
 
 
@@ -160,12 +162,12 @@ def json_objects(stream: BinaryIO, corpus: Corpus) -> Iterator[tuple[int, dict[s
                 value = json.loads(text, parse_constant=lambda _: None)
             except (ValueError, RecursionError) as error:
                 detail = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else str(error)
-                yield Fault(line.number, "line_is_valid_json", f"line {line.number}: {detail}", text)
+                yield Fault(line.number, "json_line_whole", f"line {line.number}: {detail}", text)
                 continue
             if isinstance(value, dict):
                 yield line.number, value
             else:
-                yield Fault(line.number, "line_is_valid_json", f"line {line.number}: an object was expected, found {type(value).__name__}", text)
+                yield Fault(line.number, "json_line_whole", f"line {line.number}: an object was expected, found {type(value).__name__}", text)
 
 
 def read_jsonl(stream: BinaryIO, name: str, corpus: Corpus) -> Iterator[Row | Fault]:

@@ -148,25 +148,29 @@ def _walk(folder: Path, setting: str) -> Iterator[tuple[str, Path]]:
 
     Raises UserError for a link that leads outside or nowhere (fault A11), and for an unreadable folder.
     """
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{setting}: {error.filename} cannot be read: {(error.strerror or '').lower()}. Mend its permissions, then run again") from error
-
     inside = os.path.realpath(folder)
-    names = []
-    for parent, folders, entries in os.walk(inside, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for entry in [*folders, *entries]:
-            full = os.path.join(parent, entry)
-            if entry.startswith("."):
-                continue
-            if os.path.islink(full):
-                target = os.path.realpath(full)
-                if not target.startswith(inside + os.sep) or not os.path.exists(target):
-                    raise UserError(f"{setting}: {full} is a link to {target}, which is outside {inside} or missing. "
-                                    "Put a copy of the file there, or remove the link, then run again")
-        names += [os.path.relpath(os.path.join(parent, entry), inside) for entry in entries
-                  if not entry.startswith(".") and os.path.isfile(os.path.join(parent, entry))]
-    for name in sorted(name.replace(os.sep, "/") for name in names):
+    names: list[str] = []
+
+    def look(parent: str, prefix: str) -> None:
+        with os.scandir(parent) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_symlink():
+                    target = os.path.realpath(entry.path)
+                    if not target.startswith(inside + os.sep) or not os.path.exists(target):
+                        raise UserError(f"{setting}: {entry.path} is a link to {target}, which is outside {inside} or missing. "
+                                        "Put a copy of the file there, or remove the link, then run again")
+                if entry.is_file():
+                    names.append(prefix + entry.name)
+                elif entry.is_dir(follow_symlinks=False):  # a folder that a link names is walked where it is
+                    look(entry.path, f"{prefix}{entry.name}/")
+
+    try:
+        look(inside, "")
+    except OSError as error:
+        raise UserError(f"{setting}: {error.filename} cannot be read: {(error.strerror or '').lower()}. Mend its permissions, then run again") from error
+    for name in sorted(names):
         yield name, Path(inside, name)
 
 

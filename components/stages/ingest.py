@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components import files
@@ -49,11 +48,12 @@ def run(config: Config, layout: Layout) -> Report:
         documents, faults = user_documents(layout.sources_corpus, config, report)
     if not documents.num_rows:
         first = f"; the first of {len(faults):,} rows at fault: {faults[0]['source']}, {faults[0]['detail']}" if faults else ""
-        raise UserError(f"no documents in {config.corpus.source}: its {len(source_names(layout.sources_corpus))} files hold no text{first}. {advice(config)}")
+        raise UserError(f"no documents in {config.corpus.source}: its {len(source_names(layout.sources_corpus))} files hold no text{first}. {needed(config)}")
     records, record_faults = all_records(documents, config, layout, report)
 
-    kept, at_fault, notes = validate(documents, faults, config, layout)
+    kept, found, notes = validation.check("raw", documents, config, layout.raw, reader_faults=faults, kept=layout.blocked / "ingest")
     report.notes += notes
+    at_fault = [*faults, *found]
     quarantine = sorted([*at_fault, *record_faults], key=lambda f: (f["source"], f["row"], f["expectation"]))
     write(kept.sort_by("id"), layout.raw / "documents.parquet")
     write(records.sort_by("id"), layout.raw / "records.parquet")
@@ -81,6 +81,11 @@ def check_sources(config: Config, layout: Layout) -> None:
         source = (recorded.get(name) or {}).get("source", settings[name])
         if kinds[name] != wanted[name] or source != settings[name]:
             raise UserError(f"the {name} in data/sources is of {source!r} ({kinds[name]}), params.yaml says {settings[name]!r}. {MEND}")
+
+
+def needed(config: Config) -> str:
+    return (f"Pretraining needs at least validation.min_documents={config.validation.min_documents:,} documents and "
+            f"validation.min_corpus_bytes={config.validation.min_corpus_bytes:,} bytes of text: lmworks use PRESET --corpus PATH")
 
 
 def source_names(folder: Path) -> list[str]:
@@ -131,13 +136,13 @@ def user_records(folder: Path, config: Config, report: Report) -> tuple[Iterable
                 records.append(row)
     note_decoded(decoded, report)
     first = f"{faults[0]['source']}, {faults[0]['detail']}" if faults else "the files are empty"
-    needed = 'One JSON object a line is needed: {"application": "classification", "prompt": "…", "answer": "…"}'
+    example = 'One JSON object a line is needed: {"application": "classification", "prompt": "…", "answer": "…"}'
     if not records:
-        raise UserError(f"no application records in {config.corpus.records}: {first}. {needed}")
+        raise UserError(f"no application records in {config.corpus.records}: {first}. {example}")
     ratio = len(faults) / (len(faults) + len(records))
-    if ratio > config.validation.max_quarantine_ratio:
+    if len(faults) > config.validation.free_quarantine_rows and ratio > config.validation.max_quarantine_ratio:
         raise Blocked(f"{config.corpus.records}: {len(faults):,} of {len(faults) + len(records):,} application records are at fault ({ratio:.1%}; "
-                      f"at most validation.max_quarantine_ratio={config.validation.max_quarantine_ratio:g}). The first: {first}. {needed}")
+                      f"at most validation.max_quarantine_ratio={config.validation.max_quarantine_ratio:g}). The first: {first}. {example}")
     return records, faults
 
 
@@ -152,27 +157,6 @@ def all_records(documents: pa.Table, config: Config, layout: Layout, report: Rep
     records = embedded_records.records(layout.sources_records, beside, config)
     # Their documents are no part of this corpus, so there is no split to inherit.
     return to_table(({**record, "document": ""} for record in records), RECORDS), []
-
-
-# --- validation ----------------------------------------------------------------------------------
-
-def validate(documents: pa.Table, faults: list[dict[str, Any]], config: Config, layout: Layout) -> tuple[pa.Table, list[dict[str, Any]], list[str]]:
-    """The raw suite: (rows kept, every row at fault, notes). A corpus that is too small is told what to do instead."""
-    try:
-        kept, found, notes = validation.check("raw", documents, config, layout.raw, reader_faults=faults)
-    except Blocked as error:
-        text_bytes = pc.sum(pc.binary_length(documents["text"])).as_py()
-        if text_bytes < config.validation.min_corpus_bytes or documents.num_rows < config.validation.min_documents:
-            raise Blocked(f"{error}\n{config.corpus.source} holds {documents.num_rows:,} documents of {text_bytes:,} bytes. {advice(config)}") from error
-        raise
-    return kept, [*(fault for fault in faults if fault not in found), *found], notes
-
-
-def advice(config: Config) -> str:
-    needed = config.validation
-    return (f"Training a model needs at least validation.min_corpus_bytes={needed.min_corpus_bytes:,} bytes of text in "
-            f"validation.min_documents={needed.min_documents:,} documents (a million bytes and more make it worth while). A few texts are enough to "
-            "fine-tune a model that you bring: lmworks import PATH, then write them as application records and run lmworks use with --records PATH")
 
 
 def write(table: pa.Table, path: Path) -> None:
