@@ -44,7 +44,7 @@ def up(
             done += reconciler.reconcile(layout)
         done += deployments.start(layout, say=_say)
     if as_json:
-        typer.echo(json.dumps({"services": services.state(layout)["services"], "done": done}, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps({"services": services.state(layout), "done": done}, indent=1, ensure_ascii=False))
         return
     for line in done:
         typer.echo(line)
@@ -76,9 +76,9 @@ def status(
     from components.operations import services
 
     layout = Layout()
-    told = services.state(layout)
+    running, doing = services.state(layout), services.activity(layout)
     if as_json:
-        typer.echo(json.dumps(told, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps({"services": running, **doing}, indent=1, ensure_ascii=False))
         return
     from rich.console import Console
     from rich.table import Table
@@ -87,18 +87,18 @@ def status(
     for head, justify in (("service", "left"), ("state", "left"), ("address", "left"), ("pid", "right"), ("up", "right"), ("memory", "right")):
         table.add_column(head, justify=justify, no_wrap=True)
     colours = {"up": "green", "not answering": "red", "down": "bright_black"}
-    for name, service in told["services"].items():
+    for name, service in running.items():
         state = service["state"]
         table.add_row(name, f"[{colours[state]}]{state}[/]", service.get("url", ""), str(service.get("pid", "given" if service.get("outside") else "")),
                       _since(service["since_s"]) if "since_s" in service else "", f"{service['memory_mb']} MB" if "memory_mb" in service else "")
     console = Console(highlight=False)
     console.print(table)
     for key, words in (("run", "a run goes on"), ("stage", "a stage works")):
-        if told[key]:
-            console.print(f"{words} ({told[key]})", markup=False)
-    if told["unclean"]:
-        console.print(f"{told['unclean']} run or stage was killed; the next `lmworks up` or `lmworks run` puts that in order")
-    if told["unsent"]:
-        console.print(f"{told['unsent']} tracking file{'s' if told['unsent'] > 1 else ''} not yet sent to MLflow; sent by the next run, or: lmworks down")
-    if all(service["state"] == "down" for service in told["services"].values()):
+        if doing[key]:
+            console.print(f"{words} ({doing[key]})", markup=False)
+    if doing["unclean"]:
+        console.print(f"{doing['unclean']} run or stage was killed; the next `lmworks up` or `lmworks run` puts that in order")
+    if doing["unsent"]:
+        console.print(f"{doing['unsent']} training run{'s' if doing['unsent'] > 1 else ''} not wholly sent to MLflow; the next run sends it")
+    if all(service["state"] == "down" for service in running.values()):
         console.print("start them with: lmworks up")

@@ -40,15 +40,14 @@ def stage_rows(stages: list[StageRecord]) -> list[list[Any]]:
     return rows
 
 
-def _release(release: Any) -> list[str]:
-    """The gates' decision, one table of what is known a model."""
-    told = plain(release)
-    if not isinstance(told, dict):
-        return []
+def gate_tables(decisions: Any) -> list[str]:
+    """Each model's decision and the criteria behind it (`components.release.release.Decision`s)."""
     lines = []
-    for model in told.get("models") or []:
-        lines += [f"**{cell(model.get('name'))}** version {cell(model.get('version'))}: {cell(model.get('decision') or model.get('verdict') or '')}", ""]
-        lines += [f"- {cell(reason)}" for reason in model.get("reasons") or []] + [""]
+    for told in plain(decisions) or []:
+        champion = f"champion is version {told['champion_version']}" if told["champion_version"] else "there is no champion"
+        rows = [["yes" if c["passed"] else "no", c["criterion"], c["observed"], c["required"]] for c in told["criteria"]]
+        lines += [f"### {cell(told['name'])} version {cell(told['version'])}: gate {cell(told['verdict'])}, {champion}", "",
+                  table(["met", "criterion", "observed", "required"], rows), ""]
     return ["## Gates", "", *lines] if lines else []
 
 
@@ -59,9 +58,7 @@ def blocked_report(layout: Layout, stage: str) -> list[str]:
         told = files.read_json(path)
     except (OSError, UserError):
         return []
-    results = told if isinstance(told, list) else told.get("results") or told.get("expectations") or []
-    if isinstance(results, dict):
-        results = [{"name": name, **result} for name, result in results.items()]
+    results = told["results"]
     failed = [result for result in results if not result.get("success", True)]
     rows = [[r.get("severity"), r.get("name"), r.get("sentence"), r.get("checked"), r.get("at_fault")] for r in failed]
     lines = [f"## Why {cell(stage)} was blocked", "", table(["severity", "expectation", "in words", "checked", "at fault"], rows), ""]
@@ -86,7 +83,7 @@ def markdown(result: RunResult, layout: Layout, links: dict[str, str]) -> str:
         if failed.exit_code == 3:
             lines += blocked_report(layout, failed.stage)
     lines += ["## Stages", "", table(["stage", "state", "seconds", "documents", "tokens", "why"], stage_rows(result.stages)), ""]
-    lines += _release(result.release)
+    lines += gate_tables(result.release)
     if links:
         lines += ["## Look at", "", *(f"- [{cell(words)}]({address})" if address.startswith("http") else f"- {cell(words)}: `{address}`"
                                       for words, address in links.items()), ""]

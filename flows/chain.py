@@ -91,11 +91,12 @@ def release_task(config: settings.Config, layout: Layout) -> State:
         tasks.listener().line("release", line)
 
     try:
-        made = release.release(config, layout, say=say)
+        decisions = release.release(config, layout, say=say)
     except UserError as error:
         logger.error(str(error))
         return Failed(message=str(error), data=error)
-    return Completed(message=made.verdict, data=made)
+    name = "Promoted" if any(decision.promoted for decision in decisions) else "Not promoted"
+    return Completed(name=name, message="; ".join(map(release.sentence, decisions)), data=decisions)
 
 
 def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, release: bool) -> None:
@@ -128,14 +129,23 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
 
 
 def release_into(result: RunResult, config: settings.Config, layout: Layout) -> None:
-    started_s = time.monotonic()
+    """Release, and name the run by its outcome. Raises UserError."""
+    before, started_s = _receipt(layout), time.monotonic()
     state = release_task(config, layout, return_state=True)
     result.seconds["release"] = time.monotonic() - started_s
     if state.is_failed():
         raise _cause(state)
-    made = tasks.carried(state)
-    result.release, result.exit_code = made, 0
-    result.verdict, result.message = made.verdict, getattr(made, "message", "") or made.verdict
+    result.release, result.exit_code = tasks.carried(state), 0
+    same = before is not None and before == _receipt(layout) and all(record.state == "cached" for record in result.stages)
+    result.verdict, result.message = ("Nothing changed" if same else state.name), state.message
+
+
+def _receipt(layout: Layout) -> Any:
+    """What the last release left behind, None if there was none that can be read."""
+    try:
+        return files.read_json(layout.receipt)
+    except (OSError, UserError):
+        return None
 
 
 def _cause(state: State) -> BaseException:
@@ -167,7 +177,8 @@ def in_flow(do: Any, *, wait_s: int | None, needs_mlflow: bool = True) -> State:
         logger.error(str(error))
         result.verdict, result.message, result.exit_code = ("Blocked" if error.exit_code == 3 else "Failed"), str(error), error.exit_code
     result.seconds["total"] = time.monotonic() - started_s
-    create_markdown_artifact(key=ARTIFACT, markdown=artifact.markdown(result, layout, links(layout)), description=result.verdict)
+    text = artifact.markdown(result, layout, links(layout, result.release or []))
+    create_markdown_artifact(key=ARTIFACT, markdown=text, description=result.verdict)
     if result.verdict in DONE:
         return Completed(name=result.verdict, message=result.message)
     return Failed(name=result.verdict, message=_with_last_lines(result))
@@ -178,11 +189,14 @@ def _with_last_lines(result: RunResult) -> str:
     return f"{failed.stage}: {result.message}" if failed else result.message
 
 
-def links(layout: Layout) -> dict[str, str]:
+def links(layout: Layout, decisions: list[Any]) -> dict[str, str]:
     """Where to look next: addresses, and files of this checkout."""
     found = {}
     if url := services.address(layout, services.MLFLOW):
         found["MLflow: runs, models, reports"] = url
+        for decision in decisions:
+            found[f"training run of {decision.name} version {decision.version}"] = f"{url}/#/runs/{decision.run_id}"
+            found[f"{decision.name} version {decision.version} in the registry"] = f"{url}/#/models/{decision.name}/versions/{decision.version}"
     for words, path in (("evaluation report (opens offline)", layout.evaluation / "report.html"), ("settings", layout.params)):
         if Path(path).exists():
             found[words] = Path(path).relative_to(layout.root).as_posix()

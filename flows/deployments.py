@@ -27,8 +27,7 @@ def start(layout: Layout, say: Callable[[str], None] = services.quiet) -> list[s
                                   "base_job_template": _job_template()})
     names = [_register(api, entry, layout) for entry in _entries(layout)]
     dropped = drop_late(api)
-    say("starting the worker …")
-    services.ensure(layout, prefect=True, mlflow=False, worker=True)
+    services.ensure(layout, prefect=True, mlflow=False, worker=True, say=say)
     return [f"deployments: {', '.join(names)}"] + ([f"{dropped} late scheduled runs dropped"] if dropped else [])
 
 

@@ -62,7 +62,7 @@ def _close_mlflow(layout: Layout) -> list[str]:
     if not url:
         return done  # the spool tells the server when there is one
     tracking.drain(layout)
-    if services.outside(services.MLFLOW):
+    if services.outside(services.MLFLOW, layout):
         return done  # a shared server: runs of other machines are RUNNING there
     try:
         done += _close_unspooled(url)

@@ -33,7 +33,8 @@ def _repo(layout: Layout) -> Iterator[Any]:
     from dvc.rwlock import RWLockFileCorruptedError
 
     try:
-        with Repo(str(layout.root), _wait_for_lock=True) as repo, lock_repo(repo):
+        # DVC names files relative to the current folder; people should read the same from anywhere
+        with contextlib.chdir(layout.root), Repo(str(layout.root), _wait_for_lock=True) as repo, lock_repo(repo):
             yield repo
     except (LockError, RWLockFileCorruptedError) as error:
         raise Busy(f"DVC is busy in this checkout: {_one_line(error)}. Wait for it, then run again") from error

@@ -1,0 +1,152 @@
+"""How one server is started, found and ended: its port, command line, environment, log and process tree."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from components.errors import UserError
+from components.layout import Layout
+from components.operations import environment
+
+HOST = "127.0.0.1"
+POOL = "lmworks"  # Prefect's work pool, and the worker's name
+MAX_LOG_BYTES = 20 * 2**20
+
+
+@dataclass(frozen=True)
+class Service:
+    """One server: where it is looked for first, how its health is asked, who may stand in for it."""
+
+    name: str
+    first_port: int
+    health: str
+    variable: str  # with an address in it, that server is used and none is started
+
+
+MLFLOW = Service("mlflow", 5311, "/health", "MLFLOW_TRACKING_URI")
+PREFECT = Service("prefect", 4311, "/api/health", "PREFECT_API_URL")
+SERVERS = (MLFLOW, PREFECT)
+
+
+def free(port: int) -> bool:
+    """Decided by binding; SO_REUSEADDR as the servers set it, so a port just left counts as free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def holder_of_port(port: int) -> str:
+    """Who listens there, in words."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                process = psutil.Process(connection.pid)
+                return f"{process.name()} (pid {process.pid}: {' '.join(process.cmdline())[:80]})"
+    except psutil.Error:
+        pass
+    return "a process of another user"
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether the process, or one below it, is the one that answers at `port` (two checkouts may start at once)."""
+    try:
+        parent = psutil.Process(pid)
+        return any(connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+                   for process in (parent, *parent.children(recursive=True)) for connection in process.net_connections("tcp"))
+    except psutil.Error:
+        return False
+
+
+def choose_port(service: Service, asked: int | None, sticky: int | None, tried: set[int]) -> int:
+    if asked is not None:
+        if asked in tried or not free(asked):
+            raise UserError(f"port {asked}, asked for {service.name}, is taken by {holder_of_port(asked)}. "
+                            f"Stop it, or ask for another port")
+        return asked
+    for port in [*([sticky] if sticky else []), *range(service.first_port, service.first_port + 200)]:
+        if port not in tried and free(port):
+            return port
+    raise UserError(f"no free port for {service.name} between {service.first_port} and {service.first_port + 199}. Close some programs, then run again")
+
+
+def command(layout: Layout, name: str, port: int) -> list[str]:
+    python = [environment.python(layout), "-m"]  # not bin/mlflow: a moved or deep checkout breaks its first line
+    if name == "mlflow":
+        return [*python, "mlflow", "server", "--backend-store-uri", "sqlite:///mlruns/mlflow.db", "--artifacts-destination", "mlruns/artifacts",
+                "--host", HOST, "--port", str(port), "--workers", "1", "--allowed-hosts", f"localhost:{port},{HOST}:{port}",
+                "--uvicorn-opts", "--log-level warning --no-access-log"]
+    if name == "prefect":
+        return [*python, "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    return [*python, "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", POOL]
+
+
+def environment_of(layout: Layout, name: str, port: int, prefect_api: str) -> dict[str, str]:
+    env = environment.child(layout)
+    if name == "mlflow":
+        env["PYTHONWARNINGS"] = "ignore:starlette.middleware.wsgi is deprecated"
+        env.pop("MLFLOW_TRACKING_URI", None)
+    if name == "prefect":
+        origins = f"http://{HOST}:{port},http://localhost:{port}"
+        env |= {"PREFECT_API_URL": f"http://{HOST}:{port}/api", "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": origins,
+                "PREFECT_SERVER_LOGGING_LEVEL": "WARNING"}
+    if name == "worker":
+        env |= {"PREFECT_API_URL": prefect_api, "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    return env
+
+
+def log_path(layout: Layout, name: str) -> Path:
+    return layout.logs / f"{name}.log"
+
+
+def spawn(layout: Layout, name: str, port: int = 0, *, prefect_api: str = "") -> subprocess.Popen:
+    """Start a server (at `port`) or the worker (of `prefect_api`). A session of its own: it outlives the caller, its Ctrl-C and its terminal."""
+    path = log_path(layout, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+        path.replace(path.with_suffix(".log.1"))
+    with open(path, "ab") as log:
+        return subprocess.Popen(command(layout, name, port), cwd=layout.root, env=environment_of(layout, name, port, prefect_api), stdin=subprocess.DEVNULL,
+                                stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def last_lines(layout: Layout, name: str, count: int = 6) -> str:
+    lines = [line for line in log_path(layout, name).read_text(errors="replace").splitlines() if line.strip()]
+    return "\n  ".join(lines[-count:])
+
+
+def stop_tree(pid: int, patience_s: float = 10) -> None:
+    """TERM to the process and everything below it, KILL to what is left after `patience_s`."""
+    try:
+        parent = psutil.Process(pid)
+        tree = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for action, wait_s in ((psutil.Process.terminate, patience_s), (psutil.Process.kill, 5)):
+        for process in tree:
+            try:
+                action(process)
+            except psutil.NoSuchProcess:
+                pass
+        tree = psutil.wait_procs(tree, timeout=wait_s)[1]
+        if not tree:
+            return
+
+
+def memory_mb(process: psutil.Process) -> int:
+    """Proportional memory (PSS) of the process and its children."""
+    total = 0
+    try:
+        for one in [process, *process.children(recursive=True)]:
+            total += getattr(one.memory_full_info(), "pss", 0)
+    except psutil.Error:
+        pass
+    return round(total / 2**20)

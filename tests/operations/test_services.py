@@ -1,0 +1,159 @@
+"""What decides whether a server is ours, where it listens, and what its children inherit."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+
+from components import files
+from components.errors import Busy, UserError
+from components.layout import Layout
+from components.operations import environment, processes, rest, services, unclean
+
+pytestmark = pytest.mark.code
+
+
+@pytest.fixture
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    for variable in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    return Layout(root=tmp_path)
+
+
+@pytest.fixture
+def listener():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def record(layout: Layout, **change: object) -> None:
+    entry = {"pid": os.getpid(), "started": psutil.Process().create_time(), "root": str(layout.root), "url": "http://127.0.0.1:1"} | change
+    files.write_json(layout.services, {"mlflow": entry})
+
+
+def test_an_entry_counts_only_if_pid_start_time_and_folder_match(layout: Layout):
+    record(layout)
+    assert services.address(layout, services.MLFLOW) == "http://127.0.0.1:1"
+    for change in ({"started": 1.0}, {"root": "/elsewhere"}, {"pid": 2**22 + 1}, {"pid": None}):
+        record(layout, **change)
+        assert services.address(layout, services.MLFLOW) is None, change
+    layout.services.write_text("{ cut")
+    assert services.read(layout) == {}
+
+
+def test_an_address_of_the_environment_is_used_and_nothing_is_started(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Silent."""
+
+    server = HTTPServer(("127.0.0.1", 0), Health)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    monkeypatch.setenv("PREFECT_API_URL", f"{url}/api")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # F7: a proxy never sees a call to loopback
+    assert services.ensure(layout) == {"mlflow": {"outside": True, "url": url}, "prefect": {"outside": True, "url": url, "api": f"{url}/api"}}
+    assert not layout.services.exists() and services.down(layout) == []
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"):
+        monkeypatch.setattr(services.rest, "healthy", lambda *_args, **_named: False)
+        services.ensure(layout)
+
+
+def test_F8_an_asked_port_that_is_taken_names_who_holds_it(layout: Layout, listener: int):
+    with pytest.raises(UserError, match=rf"port {listener}.*mlflow.*pid {os.getpid()}"):
+        processes.choose_port(services.MLFLOW, listener, None, set())
+
+
+def test_ports_are_sticky_else_the_next_free_one(listener: int):
+    assert processes.choose_port(services.MLFLOW, None, listener, set()) != listener
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    assert processes.choose_port(services.MLFLOW, None, free, set()) == free
+    assert processes.choose_port(services.MLFLOW, None, free, {free}) != free
+
+
+def test_down_is_refused_during_a_run_unless_forced(layout: Layout):
+    with files.lock(layout.run_lock, what="a run"):
+        assert str(os.getpid()) in (services.holder(layout.run_lock) or "")
+        with pytest.raises(Busy, match="--force"):
+            services.down(layout)
+        assert services.down(layout, force=True) == []
+    assert services.holder(layout.run_lock) is None
+
+
+def test_a_server_that_dies_at_once_is_one_clear_error_and_leaves_no_entry(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    def spawn(layout: Layout, name: str, port: int) -> subprocess.Popen:
+        layout.logs.mkdir(parents=True, exist_ok=True)
+        processes.log_path(layout, name).write_text("sqlite3.DatabaseError: file is not a database\n")
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+
+    monkeypatch.setattr(services, "spawn", spawn)
+    with pytest.raises(UserError, match="file is not a database"):
+        services.ensure(layout, prefect=False)
+    assert "mlflow" not in services.read(layout)
+
+
+def test_stop_tree_ends_children_too():
+    parent = subprocess.Popen([sys.executable, "-c", "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"],
+                              stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    processes.stop_tree(parent.pid, patience_s=5)
+    parent.wait()
+    parent.stdout.close()
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_children_are_quiet_offline_and_use_the_checkouts_python(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SHELL", "/usr/sbin/nologin")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.delenv("HOME", raising=False)  # B9
+    (layout.venv / "bin").mkdir(parents=True)
+    env = environment.child(layout)
+    assert env["SHELL"] == "/bin/sh" and env["PATH"].split(os.pathsep)[0] == str(layout.venv / "bin")
+    assert env["DVC_SITE_CACHE_DIR"] == str(layout.root / ".dvc" / "site") and env["PREFECT_HOME"] == str(layout.root / ".prefect")
+    assert env["NO_PROXY"] == "example.org,127.0.0.1,localhost,::1"
+    assert env["MLFLOW_DISABLE_TELEMETRY"] == "true" and env["HF_HUB_OFFLINE"] == "1" and env["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_a_tarball_without_git_is_told_to_dvc(layout: Layout):
+    environment.allow_no_git(layout)
+    config = layout.root / ".dvc" / "config.local"
+    assert "no_scm = true" in config.read_text()
+    config.unlink()
+    (layout.root / ".git").mkdir()
+    environment.allow_no_git(layout)
+    assert not config.exists()
+
+
+def test_G2_a_marker_of_a_dead_or_reused_pid_is_dead(layout: Layout):
+    own = unclean.mark(layout, flow_run_id="x")
+    assert unclean.alive(own) and unclean.dead(layout) == []
+    files.write_json(own, {"pid": os.getpid(), "started": 1.0})
+    stage = layout.unclean / "stage-1.json"
+    files.write_json(stage, {"pid": os.getpid(), "stage": "clean"})  # lives, but is no stage
+    cut = layout.unclean / "run-2.json"
+    cut.write_text("{")
+    assert set(unclean.dead(layout)) == {own, stage, cut}
+
+
+def test_a_server_that_is_away_is_unreachable_within_seconds():
+    with pytest.raises(rest.Unreachable, match="does not answer"):
+        rest.call("http://127.0.0.1:9/health")
