@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import os
 import re
 import sysconfig
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.config import Config
+from components.corpus.documents import cut, metadata_json, row_id
 from components.errors import UserError
 from components.layout import Layout
 from components.reporting import say
@@ -140,17 +140,16 @@ def _documents(folder: Path, kind: str, config: Config) -> Iterator[Document]:
     for path in sorted((folder / kind).rglob("*.*")):
         name = path.relative_to(folder).as_posix()
         for row, text, metadata in reader(name, path.read_text(encoding="utf-8", errors="replace"), config):
-            yield {"id": f"{name}#{row:08d}", "text": text, "source": name, "language": language,
-                   "metadata": json.dumps(metadata, ensure_ascii=False, sort_keys=True)}
+            yield {"id": row_id(name, row), "text": text, "source": name, "language": language, "metadata": metadata_json(metadata)}
 
 
-Row = tuple[int, str, dict[str, str]]  # row number inside the source file, text, metadata
+Row = tuple[int, str, dict[str, str]]  # row number inside the source file, from 1; text; metadata
 
 
 def _reviews(name: str, text: str, config: Config) -> Iterator[Row]:
     """A line is a review; the file says whether it is a good one."""
     label = Path(name).stem
-    for row, line in enumerate(text.split("\n")):
+    for row, line in enumerate(text.split("\n"), start=1):
         line = line.strip()
         if len(line) >= MIN_REVIEW_CHARS:
             yield row, line, {"kind": "review", "label": label}
@@ -159,7 +158,7 @@ def _reviews(name: str, text: str, config: Config) -> Iterator[Row]:
 def _scenes(name: str, text: str, config: Config) -> Iterator[Row]:
     """Scenes of a play in Markdown; speakers become `NAME:`, stage directions `[…]`.
 
-    A scene longer than corpus.max_document_chars becomes several documents, cut between speeches.
+    A scene longer than corpus.max_document_chars becomes several documents.
     """
     genre = GENRES.get(Path(name).parent.name, Path(name).parent.name)
     work, act, row = Path(name).stem, "", 0
@@ -167,9 +166,10 @@ def _scenes(name: str, text: str, config: Config) -> Iterator[Row]:
 
     def parts() -> Iterator[Row]:
         nonlocal row
-        for part in _cut_between_speeches("\n".join(lines).strip(), config.corpus.max_document_chars - len(heading) - 2):
-            yield row, f"{heading}\n\n{part}", {"kind": "scene", "genre": genre, "work": work}
+        max_chars = config.corpus.max_document_chars
+        for part in cut("\n".join(lines).strip(), max(max_chars - len(heading) - 2, max_chars // 2)):
             row += 1
+            yield row, f"{heading}\n\n{part}", {"kind": "scene", "genre": genre, "work": work}
 
     for line in [*text.split("\n"), "### "]:
         line = line.strip()
@@ -188,21 +188,14 @@ def _scenes(name: str, text: str, config: Config) -> Iterator[Row]:
             lines.append(re.sub(r"(?<!\w)_([^_]+)_(?!\w)", r"[\1]", line))
 
 
-def _cut_between_speeches(text: str, max_chars: int) -> Iterator[str]:
-    part = ""
-    for speech in text.split("\n\n"):
-        if part and len(part) + len(speech) + 2 > max_chars:
-            yield part
-            part = ""
-        part = f"{part}\n\n{speech}" if part else speech
-    if part:
-        yield part
-
-
 def _docstrings(name: str, text: str, config: Config) -> Iterator[Row]:
-    for row, definition in enumerate(definitions(text, name.removeprefix("docstrings/"))):
+    """Docstrings of modules, classes and public functions; the parts of a long one after the first say `part`."""
+    row = 0
+    for definition in definitions(text, name.removeprefix("docstrings/")):
         if len(definition.docstring) >= MIN_DOCSTRING_CHARS:
-            yield row, definition.docstring, {"kind": "docstring", "object": definition.name}
+            for number, part in enumerate(cut(definition.docstring, config.corpus.max_document_chars), start=1):
+                row += 1
+                yield row, part, {"kind": "docstring", "object": definition.name} | ({"part": str(number)} if number > 1 else {})
 
 
 class Definition(NamedTuple):

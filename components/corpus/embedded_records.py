@@ -40,7 +40,7 @@ def records(folder: Path, documents: list[Document], config: Config) -> list[Rec
         metadata = json.loads(document["metadata"])
         for record in FROM_DOCUMENT[metadata["kind"]](document, metadata):
             made.append({"source": document["source"], "document": document["id"] if linked else "", **record})
-    documents_by_object = {(d["source"], json.loads(d["metadata"]).get("object")): d["id"] for d in pool} if linked else {}
+    documents_by_object = {(d["source"], json.loads(d["metadata"]).get("object")): d["id"] for d in reversed(pool)} if linked else {}
     for path in sorted((folder / "docstrings").rglob("*.py")):
         name = path.relative_to(folder).as_posix()
         source = path.read_text(encoding="utf-8", errors="replace")
@@ -100,6 +100,8 @@ def _from_scene(document: Document, metadata: dict[str, str]) -> Iterator[dict[s
 
 
 def _from_docstring(document: Document, metadata: dict[str, str]) -> Iterator[dict[str, Any]]:
+    if "part" in metadata:
+        return
     summary, _, rest = document["text"].partition("\n\n")
     summary, rest = " ".join(summary.split()), rest.strip()
     if 20 <= len(summary) <= 160 and summary.endswith(".") and len(rest) >= 100:

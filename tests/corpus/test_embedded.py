@@ -91,12 +91,15 @@ def test_documents_are_scenes_reviews_and_docstrings(folder: Path) -> None:
     assert len({d["id"] for d in documents}) == len(documents)
 
 
-def test_a_long_scene_becomes_several_documents_and_loses_nothing(folder: Path) -> None:
+def test_a_long_text_becomes_several_documents_and_loses_nothing(folder: Path) -> None:
+    def words(config: Config) -> list[str]:
+        return " ".join(d["text"].partition("\n\n")[2] if d["source"].endswith(".md") else d["text"]
+                        for d in embedded.documents(folder, config)).split()
+
     config = Config.model_validate({"corpus": {"max_document_chars": 200}})
-    whole = [d["text"].partition("\n\n")[2] for d in embedded.documents(folder, Config()) if d["source"].endswith(".md")]
-    cut = [d for d in embedded.documents(folder, config) if d["source"].endswith(".md")]
-    assert len(cut) == 3 and all(len(d["text"]) <= 200 for d in cut)
-    assert "\n\n".join(d["text"].partition("\n\n")[2] for d in cut) == "\n\n".join(whole)
+    cut = list(embedded.documents(folder, config))
+    assert all(len(d["text"]) <= 200 for d in cut) and words(config) == words(Config())
+    assert [json.loads(d["metadata"]).get("part") for d in cut if d["source"].endswith(".py")] == [None, "2"]
 
 
 def test_too_little_text_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
