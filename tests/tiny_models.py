@@ -29,7 +29,7 @@ def make_tokenizer(folder: Path, vocab_size: int = 400) -> None:
     wrapped.save_pretrained(folder)
 
 
-def make_model(folder: Path, *, seed: int = 0, context: int = 64, architecture: str = "llama") -> Path:
+def make_model(folder: Path, *, seed: int = 0, context: int = 64, architecture: str = "llama", scale: float = 1.0) -> Path:
     """A Hugging Face folder of a random model of about 30 thousand parameters."""
     import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -47,5 +47,7 @@ def make_model(folder: Path, *, seed: int = 0, context: int = 64, architecture: 
     else:
         model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=2, n_positions=context, bos_token_id=0,
                                            eos_token_id=0, pad_token_id=0))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(scale)
     model.save_pretrained(folder)
     return folder

@@ -102,7 +102,7 @@ def is_champion(version: str, margin: str) -> Criterion:
 def not_judged(why: str, margin: str) -> Criterion:
     """The champion could not be judged again: no evidence, so no pass (A21)."""
     return Criterion(criterion="not_worse_than_champion", passed=False, observed="the champion could not be judged again", required=margin,
-                     sentence=f"the champion could not be judged again: {why}")
+                     sentence=f"the champion could not be judged again ({why}); to start over without one, remove its alias in the MLflow page")
 
 
 def bits_margin(margin: float) -> str:
@@ -125,11 +125,11 @@ def not_worse_bits(differences: Mapping[str, Interval], margin: float, version: 
 
 
 def score_margin(margin: float) -> str:
-    return f"in each application, the lower end of the interval of (this model - champion) in mean score is at least {-margin:g}"
+    return f"over all test records, the lower end of the interval of (this model - champion) in mean score is at least {-margin:g}"
 
 
 def not_worse_scores(differences: Mapping[str, Interval], margin: float, version: str) -> Criterion:
-    """Paired interval of mean scores (0 to 1), challenger minus champion on the same records, by application; less is worse."""
+    """Paired interval of mean scores (0 to 1), challenger minus champion on the same records; less is worse."""
     worse = [name for name, (_, low, _) in sorted(differences.items()) if not low >= -margin]
     said = {name: f"{name} {estimate:+.3f} [{low:+.3f}, {high:+.3f}]" for name, (estimate, low, high) in sorted(differences.items())}
     passed = bool(differences) and not worse

@@ -17,6 +17,7 @@ from typing import Any
 from components import files
 from components.config import Config
 from components.layout import Layout
+from components.release import evidence
 from components.release.registry import EVALUATION, WEIGHTS
 
 RELEASED = "lmworks.released"  # evaluation hash of the last complete copy
@@ -148,7 +149,7 @@ def copy_in(client: Any, run_id: str, subject: Subject, config: Config, layout: 
         return
     now_ms = int(time.time() * 1000)
     metrics = [Metric(key, float(value), now_ms, 0) for key, value in sorted(files.read_json(layout.evaluation / "metrics.json").items())
-               if isinstance(value, int | float) and math.isfinite(value)]
+               if isinstance(value, int | float) and math.isfinite(value) and evidence.belongs(key, subject.kind)]
     commit, difference = git_state(layout.root)
     digests = source_digests(layout)
     tags = {f"lmworks.sources.{group}": digest for group, digest in digests.items()} | {"lmworks.data_digest": data_digest(layout)}

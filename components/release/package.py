@@ -17,7 +17,7 @@ from components.layout import Layout
 from components.release import registry
 from components.release.lineage import Subject
 
-MODEL_FILE = Path("components") / "serving" / "model_file.py"
+MODEL_FILE = Path(__file__).resolve().parents[1] / "serving" / "model_file.py"
 # Ranges in which loading and serving were tried, so that a consumer on the same Python minor sees no warning.
 REQUIREMENTS = ["mlflow>=3.17,<3.19", "torch>=2.11,<3", "transformers>=5.17,<6"]
 MAX_NEW_TOKENS = 64
@@ -58,32 +58,36 @@ def logged_model(client: Any, experiment: str, run_id: str, subject: Subject, la
     """
     for earlier in client.search_logged_models([experiment], max_results=50, filter_string=(
             f"tags.`{registry.WEIGHTS}` = '{subject.weights_sha256}' AND tags.`{registry.EVALUATION}` = '{subject.evaluation_sha256}'")):
-        expected = earlier.tags.get(registry.FILES)
-        if expected and earlier.name == subject.name and str(earlier.status).endswith("READY"):
-            return earlier.model_id, json.loads(expected)
+        expected = json.loads(earlier.tags.get(registry.FILES, "null"))
+        if expected and earlier.name == subject.name and is_sound(f"models:/{earlier.model_id}", expected, subject.name, layout):
+            return earlier.model_id, expected
     import mlflow
 
     started = mlflow.initialize_logged_model(name=subject.name, source_run_id=run_id, experiment_id=experiment, model_type=subject.kind, tags={
         registry.WEIGHTS: subject.weights_sha256, registry.EVALUATION: subject.evaluation_sha256})
     with packed(subject, layout) as folder:
         mlflow.pyfunc.log_model(
-            name=subject.name, python_model=str(layout.root / MODEL_FILE), artifacts={"model": str(folder)}, input_example=example(subject),
+            name=subject.name, python_model=str(MODEL_FILE), artifacts={"model": str(folder)}, input_example=example(subject),
             pip_requirements=REQUIREMENTS, model_id=started.model_id)
         expected = read_back(started.model_id, folder, subject, layout)
     client.set_logged_model_tags(started.model_id, {registry.FILES: json.dumps(expected, sort_keys=True)})
     return started.model_id, expected
 
 
+def is_sound(source: str, expected: dict[str, str], what: str, layout: Layout) -> bool:
+    """Whether the store still gives the bytes that were registered."""
+    try:
+        with registry.stored(source, expected, what, layout):
+            return True
+    except Damaged:
+        return False
+
+
 def read_back(model_id: str, sent: Path, subject: Subject, layout: Layout) -> dict[str, str]:
     """What the store serves, held against what was sent. MLflow itself calls a half-written model READY. Raises Damaged."""
-    import mlflow
-
-    work = layout.work_root / "models"
-    work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=work, prefix=f"{subject.name}-") as name:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{model_id}", dst_path=name))
+    with registry.stored(f"models:/{model_id}", None, subject.name, layout) as folder:
         found = registry.local_files(folder)
-        for path, wanted in ((f"artifacts/model/{files.MANIFEST}", sent / files.MANIFEST), (MODEL_FILE.name, layout.root / MODEL_FILE)):
+        for path, wanted in ((f"artifacts/model/{files.MANIFEST}", sent / files.MANIFEST), (MODEL_FILE.name, MODEL_FILE)):
             if found.get(path) != files.sha256_file(wanted):
                 raise Damaged(f"{subject.name}: the model store gave back another {path}: sha256 {found.get(path, 'no such file')} found, "
                               f"{files.sha256_file(wanted)} sent. Nothing was registered. Run: lmworks run")

@@ -118,6 +118,14 @@ def find_version(mlflow_client: Any, name: str, weights_sha256: str, evaluation_
     return max(found, key=lambda version: int(version.version), default=None)
 
 
+def register(mlflow_client: Any, name: str, logged_model_id: str, run_id: str, expected: dict[str, str], *, weights_sha256: str,
+             evaluation_sha256: str, data_digest: str) -> Any:
+    """A version of a logged model that was read back; its tags bind it to weights, evaluation, data and files."""
+    return mlflow_client.create_model_version(name, source=f"models:/{logged_model_id}", run_id=run_id, model_id=logged_model_id, tags={
+        WEIGHTS: weights_sha256, EVALUATION: evaluation_sha256, "lmworks.data_digest": data_digest,
+        FILES: json.dumps(expected, sort_keys=True), VERDICT: "undecided"})
+
+
 def aliased(mlflow_client: Any, name: str, alias: str) -> Any | None:
     """The version that the alias names, with its tags, or None."""
     from mlflow.exceptions import MlflowException
@@ -207,23 +215,36 @@ def local_files(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def fetched(version: Any, layout: Layout) -> Iterator[Path]:
-    """A verified copy of a version's files, gone afterwards.
+def stored(source: str, expected: dict[str, str] | None, what: str, layout: Layout) -> Iterator[Path]:
+    """A copy of a logged model (models:/m-…) as the store serves it, gone afterwards; checked against `expected` unless that is None.
 
-    Raises Damaged, naming file and both hashes, when they are not the bytes that were registered: its code and
-    MLmodel by the version's tag, the rest by the manifest (which the tag covers).
+    Raises Damaged, naming file and both hashes.
     """
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     work = layout.work_root / "models"
     work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=work, prefix=f"{version.name}-{version.version}-") as name:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source, dst_path=name))
-        expected = json.loads(version.tags.get(FILES, "null"))
-        if expected is None:
-            raise UserError(f"{version.name} version {version.version} was not registered by lmworks (no tag {FILES}), so nothing vouches "
-                            "for its bytes. Use a version that `lmworks models` lists, or release again: lmworks run")
-        check_files(folder, expected, f"{version.name} version {version.version}")
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
+        try:
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=scratch))
+        except (MlflowException, OSError) as error:
+            raise Damaged(f"{what}: the model store does not give its files ({' '.join(str(error).split())[:200]}). "
+                          "Release it again: lmworks run") from None
+        if expected is not None:
+            check_files(folder, expected, what)
+        yield folder
+
+
+@contextlib.contextmanager
+def fetched(version: Any, layout: Layout) -> Iterator[Path]:
+    """A verified copy of a version's files, gone afterwards: its code and MLmodel are vouched for by the version's tag,
+    the rest by the manifest (which the tag covers). Raises UserError and Damaged."""
+    expected = version.tags.get(FILES)
+    if expected is None:
+        raise UserError(f"{version.name} version {version.version} was not registered by lmworks (no tag {FILES}), so nothing vouches "
+                        "for its bytes. Use a version that `lmworks models` lists, or release again: lmworks run")
+    with stored(version.source, json.loads(expected), f"{version.name} version {version.version}", layout) as folder:
         yield folder
 
 

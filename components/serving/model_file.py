@@ -175,6 +175,12 @@ class LanguageModel(mlflow.pyfunc.PythonModel):
                 prompt = prompt.replace(token, f"{token[0]} {token[1:]}")
         return self.tokens.encode(self.chat([{"role": "user", "content": prompt}], True), add_special_tokens=False).ids
 
+    def encode_text(self, prompt: str) -> list[int]:
+        """Token ids of the beginning of a document: in training, each came after `<|endoftext|>`."""
+        ids = self.plain_tokens.encode(prompt).ids
+        start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+        return ids if start is None or ids[:1] == [start] else [start, *ids]
+
     def encode(self, n: int, prompt: str, settings: dict[str, Any]) -> list[int]:
         """Token ids of prompt number n. Raises a 400 when it is empty (instruct), no text, or too long."""
         try:
@@ -183,12 +189,9 @@ class LanguageModel(mlflow.pyfunc.PythonModel):
             raise refuse(f"prompt {n} holds half of a surrogate pair and is no valid Unicode text") from None
         if self.instruct and not prompt.strip():
             raise refuse(f"prompt {n} is empty; this model answers a question or instruction")
-        ids = self.encode_chat(prompt) if self.instruct else self.plain_tokens.encode(prompt).ids
+        ids = self.encode_chat(prompt) if self.instruct else self.encode_text(prompt)
         if not ids:
-            start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
-            if start is None:
-                raise refuse(f"prompt {n} is empty, and this model has no token that starts a text")
-            ids = [start]
+            raise refuse(f"prompt {n} is empty, and this model has no token that starts a text")
         wanted = len(ids) + settings["max_new_tokens"]
         if self.context_tokens and wanted > self.context_tokens:
             room = self.context_tokens - len(ids)

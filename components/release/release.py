@@ -1,0 +1,187 @@
+"""After the chain: log the models, let the gates decide, move the champions, and leave a receipt.
+
+The Prefect task and a plain script both call `release`. Saying it twice changes nothing, and a kill at any point leaves
+the aliases where they were or where they belong: the next call finds what is there and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components import files
+from components.config import Config
+from components.errors import Damaged, UserError
+from components.layout import Layout
+from components.release import card, champion, evidence, gates, lineage, package, registry
+from components.release.lineage import Subject
+from components.reporting import say as say_line
+
+Say = Callable[[str], None]
+MAX_TAG_CHARS = 4900  # MLflow takes 5,000
+RECEIPT_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """How the release of one model ended."""
+
+    name: str
+    version: str
+    weights_sha256: str
+    evaluation_sha256: str
+    verdict: str  # "passed" | "failed"
+    champion_version: str | None  # after the decision
+    run_id: str
+    criteria: list[gates.Criterion]
+
+    @property
+    def promoted(self) -> bool:
+        return self.champion_version == self.version
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "version": self.version, "weights_sha256": self.weights_sha256,
+                "evaluation_sha256": self.evaluation_sha256, "verdict": self.verdict, "champion_version": self.champion_version,
+                "run_id": self.run_id, "criteria": [criterion.as_dict() for criterion in self.criteria]}
+
+
+def release(config: Config, layout: Layout, *, say: Say = say_line) -> list[Decision]:
+    """Log, register and judge NAME and NAME-instruct, each by its own gate. A gate that says no is no error.
+
+    Raises UserError (no server; the name belongs to another corpus) and Damaged (bytes that are not those written).
+    """
+    client = registry.client(layout)
+    registry.check_name(config, layout)
+    checked = verified_files(config, layout)
+    experiment = lineage.experiment_id(client, config.name)
+    decisions: list[Decision] = []
+    for subject in lineage.subjects(config, layout):
+        decisions.append(release_one(client, experiment, subject, config, layout, checked, decisions, say))
+    files.write_json(layout.receipt, {"format": RECEIPT_FORMAT, "gates": config.gates.model_dump(mode="json"), "models": {d.name: d.as_dict() for d in decisions}})
+    return decisions
+
+
+def verified_files(config: Config, layout: Layout) -> tuple[str | None, int]:
+    """(what the manifest of the tokens refused, or None; how many files were hashed).
+
+    Raises Damaged where a model or the evaluation is at fault: those bytes cannot be released at all.
+    """
+    folders = [layout.pretrained, layout.finetuned, layout.evaluation]
+    count = sum(len(files.verify_manifest(folder)["files"]) for folder in folders)
+    try:
+        return None, count + len(files.verify_manifest(layout.tokens)["files"])
+    except Damaged as error:
+        return str(error), count
+
+
+def release_one(client: Any, experiment: str, subject: Subject, config: Config, layout: Layout, checked: tuple[str | None, int],
+                earlier: list[Decision], say: Say) -> Decision:
+    run_id = lineage.training_run(client, experiment, subject)
+    lineage.copy_in(client, run_id, subject, config, layout)
+    version = registry.find_version(client, subject.name, subject.weights_sha256, subject.evaluation_sha256)
+    if version is not None and not package.is_sound(version.source, json.loads(version.tags[registry.FILES]), subject.name, layout):
+        say(f"{subject.name}: the stored files of version {version.version} are damaged; registering the weights again")
+        version = None
+    if version is None:
+        say(f"{subject.name}: registering weights {subject.weights_sha256[:12]}")
+        model_id, expected = package.logged_model(client, experiment, run_id, subject, layout)
+        registry.ensure_registered(client, subject.name, config, card.headline(subject, config))
+        version = registry.register(client, subject.name, model_id, run_id, expected, weights_sha256=subject.weights_sha256,
+                                    evaluation_sha256=subject.evaluation_sha256, data_digest=lineage.data_digest(layout))
+    criteria: list[gates.Criterion] = []
+
+    def judge(current: Any | None) -> tuple[bool, str]:
+        criteria[:] = judged(client, run_id, subject, current, config, layout, checked, say)
+        passed = gates.passes(criteria)
+        record(client, run_id, subject, version, current, criteria, config, layout, earlier)
+        return passed, "; ".join(criterion.criterion for criterion in criteria)
+
+    moved, current = registry.promote(client, subject.name, str(version.version), layout, judge)
+    decision = Decision(
+        name=subject.name, version=str(version.version), weights_sha256=subject.weights_sha256, evaluation_sha256=subject.evaluation_sha256,
+        verdict="passed" if moved else "failed", champion_version=str(version.version) if moved else current and str(current.version),
+        run_id=run_id, criteria=list(criteria))
+    say(sentence(decision))
+    return decision
+
+
+def judged(client: Any, run_id: str, subject: Subject, current: Any | None, config: Config, layout: Layout,
+           checked: tuple[str | None, int], say: Say) -> list[gates.Criterion]:
+    """Every criterion that the configuration lists for this model, against this champion."""
+    evaluation = files.read_json(layout.evaluation / "evaluation.json")
+    model = evidence.bits_per_byte(evaluation)
+    losses = {key: value for key, value in subject.metrics.items() if "loss" in key or "bits_per_byte" in key}
+    if subject.kind == "base":
+        losses |= {f"eval/bits_per_byte_{code}": value for code, value in model.items()}
+    makers: dict[str, Callable[[], gates.Criterion]] = {
+        "finite_loss": lambda: gates.finite_loss(losses),
+        "verified_manifest": lambda: gates.verified_manifest(*checked),
+        "below_unigram": lambda: gates.below_baseline("below_unigram", "the unigram model", model, evidence.bits_per_byte(evaluation, "unigram")),
+        "below_xz": lambda: gates.below_baseline("below_xz", "xz -9e of the test text", model, evidence.bits_per_byte(evaluation, "xz")),
+        "above_majority": lambda: gates.above_majority(evidence.classification_f1(evaluation)),
+        "not_worse_than_champion": lambda: champion.criterion(client, run_id, subject, current, config, layout, say),
+    }
+    listed = config.gates.base if subject.kind == "base" else config.gates.instruct
+    return [makers[name]() for name in listed]
+
+
+def record(client: Any, run_id: str, subject: Subject, version: Any, current: Any | None, criteria: list[gates.Criterion],
+           config: Config, layout: Layout, earlier: list[Decision]) -> None:
+    """The decision as tags, artifact and card, bound to weights and evaluation; before any alias moves."""
+    passed = gates.passes(criteria)
+    name, number = subject.name, str(version.version)
+    unpromoted_base = subject.kind == "instruct" and any(not base.promoted for base in earlier)
+    for criterion in criteria:
+        client.set_model_version_tag(name, number, f"gate.reason.{criterion.criterion}",
+                                     f"{'yes' if criterion.passed else 'no'}: {criterion.sentence}"[:MAX_TAG_CHARS])
+    client.set_model_version_tag(name, number, registry.VERDICT, "passed" if passed else "failed")
+    client.update_model_version(name, number, card.description(subject, config, criteria, unpromoted_base))
+    candidate = registry.aliased(client, name, "candidate")
+    if candidate is None or str(candidate.version) != number:
+        client.set_registered_model_alias(name, "candidate", number)
+    work = layout.work_root / "release"
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=work, prefix="decision-") as scratch:
+        promotion, readme = Path(scratch) / "promotion.json", Path(scratch) / registry.CARD
+        files.write_json(promotion, {
+            "name": name, "version": number, "weights_sha256": subject.weights_sha256, "evaluation_sha256": subject.evaluation_sha256,
+            "verdict": "passed" if passed else "failed", "champion_judged_against": current and str(current.version),
+            "criteria": [criterion.as_dict() for criterion in criteria]})
+        files.write_atomic(readme, card.card(subject, number, config, layout, criteria, unpromoted_base, registry.address(layout)))
+        client.log_artifact(run_id, str(promotion))
+        client.log_artifact(run_id, str(readme))
+        client.log_model_artifact(registry.model_id(version), str(readme))
+
+
+def sentence(decision: Decision) -> str:
+    """One line for the terminal and the run's log."""
+    if decision.promoted:
+        return f"{decision.name}: version {decision.version} is champion"
+    reasons = "; ".join(criterion.sentence for criterion in decision.criteria if not criterion.passed)
+    stays = f"version {decision.champion_version} stays champion" if decision.champion_version else "there is no champion"
+    return f"{decision.name}: version {decision.version} was not promoted ({reasons}); {stays}"
+
+
+def receipt_current(config: Config, layout: Layout) -> bool:
+    """Whether the last release was of exactly these outs and the registry still says so: one REST call a model, no MLflow import."""
+    try:
+        receipt = files.read_json(layout.receipt)
+        subjects = lineage.subjects(config, layout)
+        if receipt.get("format") != RECEIPT_FORMAT or receipt["gates"] != config.gates.model_dump(mode="json"):
+            return False
+        if sorted(receipt["models"]) != sorted(subject.name for subject in subjects):
+            return False
+        for subject in subjects:
+            mine = receipt["models"][subject.name]
+            if (mine["weights_sha256"], mine["evaluation_sha256"]) != (subject.weights_sha256, subject.evaluation_sha256):
+                return False
+            model = registry.registered(layout, subject.name)
+            if model is None or model["aliases"].get("candidate") != mine["version"] or model["aliases"].get("champion") != mine["champion_version"]:
+                return False
+    except (OSError, UserError, KeyError, TypeError, AttributeError):
+        return False
+    return True
