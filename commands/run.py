@@ -1,0 +1,122 @@
+"""`lmworks run`: text to champion. The unchanged rerun is answered here, without Prefect or MLflow."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated, Any
+
+import typer
+
+from commands import display, summary
+from components import chain, files
+from components import config as settings
+from components.errors import UserError
+from components.layout import Layout
+
+SMALL = ("tokenizer", "evaluation")  # published folders that even an unchanged rerun hashes again
+
+
+def check_all_versions(layout: Layout) -> None:
+    """Every stage's packages at once, before anything starts. Raises UserError."""
+    problems = set()
+    for stage in chain.STAGES:
+        try:
+            chain.check_versions(stage, layout)
+        except UserError as error:
+            problems |= set(str(error).partition(": ")[2].partition(". Run:")[0].split("; "))
+    if problems:
+        raise UserError("installed packages are not those of versions.yaml:\n" + "\n".join(f"  - {p}" for p in sorted(problems))
+                        + "\nRun: make setup (or state the new versions in versions.yaml: the stages that use them run again)")
+
+
+def unchanged(config: settings.Config, layout: Layout) -> bool:
+    """Whether nothing would run and the registry agrees with the last release's receipt."""
+    if layout.unclean.exists() and any(layout.unclean.iterdir()):
+        return False
+    if not layout.receipt.exists() or not layout.dvc_lock.exists():
+        return False
+    from components.operations.staleness import stale
+
+    if stale(layout):
+        return False
+    for name in SMALL:
+        files.verify_manifest(layout.out(name))
+    from components.release.release import receipt_current
+
+    return receipt_current(config, layout)
+
+
+def dry_run(layout: Layout, as_json: bool) -> None:
+    from components.corpus import sources
+    from components.operations.staleness import stale
+
+    sources.update(settings.load(layout.params), layout)
+    reasons = stale(layout)
+    if as_json:
+        typer.echo(json.dumps({name: reasons.get(name, []) for name in chain.BY_NAME}, ensure_ascii=False, indent=1))
+        return
+    for name in chain.BY_NAME:
+        why = reasons.get(name)
+        typer.echo(f"{name:<10} " + ("up to date" if not why else f"would run: {why[0]}"))
+        for line in (why or [])[1:]:
+            typer.echo(f"           and {line}")
+    typer.echo("release    " + ("would compare and log the models" if reasons else "only if the registry lacks these models"))
+
+
+def run(
+    from_stage: Annotated[str | None, typer.Option("--from", help="start at this stage; earlier outputs are taken as they stand")] = None,
+    to_stage: Annotated[str | None, typer.Option("--to", help="end after this stage; no release is made")] = None,
+    release: Annotated[bool, typer.Option(help="log, register and judge the models at the end")] = True,
+    dry: Annotated[bool, typer.Option("--dry-run", help="say what would run and why, and run nothing")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="the result for machines; progress goes to stderr")] = False,
+) -> None:
+    """Run the chain: only what is stale, then the gates and the registry.
+
+    Examples:  lmworks run  ·  lmworks run --dry-run  ·  lmworks run --from finetune  ·  lmworks run --to shards
+    """
+    began_s = time.monotonic()
+    layout = Layout()
+    chain.check_interpreter()
+    config = settings.load(layout.params)
+    for asked in (from_stage, to_stage):
+        if asked is not None and asked not in chain.BY_NAME:
+            raise UserError(f"no stage {asked!r}; the chain is: {', '.join(chain.BY_NAME)}")
+    check_all_versions(layout)
+    if dry:
+        dry_run(layout, as_json)
+        return
+    out = display.console(stderr=as_json)
+    if from_stage is None and to_stage is None and release and _nothing_to_do(config, layout):
+        result: Any = summary.nothing_changed(layout, began_s)
+    else:
+        result = _execute(layout, out, from_stage=from_stage, to_stage=to_stage, release=release)
+    result.seconds["wall"] = time.monotonic() - began_s
+    if as_json:
+        typer.echo(json.dumps(result.as_dict(), ensure_ascii=False, indent=1, default=str))
+    else:
+        summary.show(result, config, layout, out)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def _nothing_to_do(config: settings.Config, layout: Layout) -> bool:
+    """The fast path. Damage found on the way is no reason to stop here: the run heals it or names it."""
+    from components.corpus import sources
+
+    with files.lock(layout.run_lock, what="lmworks run"):
+        sources.update(config, layout)
+        try:
+            return unchanged(config, layout)
+        except UserError:
+            return False
+
+
+def _execute(layout: Layout, out: Any, **asked: Any) -> Any:
+    from components.operations import services
+    from flows import run as flow
+
+    addresses = services.ensure(layout, say=lambda line: out.print(line, style="dim", markup=False))
+    out.print(f"MLflow   {addresses['mlflow']['url']}\nPrefect  {addresses['prefect']['url']}\n", markup=False)
+    with display.Live(out) as live:
+        return flow.execute(layout, listener=live, **asked)
