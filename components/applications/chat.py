@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from components.corpus.tokenizer import ASSISTANT, CHAT_TEMPLATE, END, END_OF_TEXT, USER
+from components.applications.template import ASSISTANT, CHAT_TEMPLATE, END, END_OF_TEXT, USER
 from components.errors import UserError
 
 Messages = list[dict[str, str]]

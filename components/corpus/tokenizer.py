@@ -14,11 +14,17 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from components.applications.template import (
+    ASSISTANT,
+    CHAT_TEMPLATE,
+    END,
+    END_OF_TEXT,
+    PLAIN_CHAT_TEMPLATE,
+    SPECIAL_TOKENS,
+    USER,
+)
 from components.errors import UserError
 from components.files import canonical_json, read_json, sha256_file, write_atomic, write_json
-
-END_OF_TEXT, USER, ASSISTANT, END = "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"
-SPECIAL_TOKENS = (END_OF_TEXT, USER, ASSISTANT, END)  # their ids are 0, 1, 2, 3
 
 # A merge never crosses these borders. Han runs stand apart from everything, so BPE learns Chinese words
 # but neither word-and-comma nor word-and-Latin; digits in groups of at most three; punctuation apart.
@@ -32,25 +38,6 @@ PRE_TOKENS = "|".join((
     r"\s+(?!\S)",
     r"\s+",
 ))
-
-# {% generation %} marks what the assistant said, for masks of the loss. Any role but 'assistant' speaks as the user.
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{{- '<|assistant|>' -}}{%- generation -%}{{- message['content'] + '<|end|>' -}}{%- endgeneration -%}"
-    "{%- else -%}{{- '<|user|>' + message['content'] + '<|end|>' -}}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
-)
-# An imported base without a template has none of our special tokens; its own end-of-text ends an answer.
-PLAIN_CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{{- 'Assistant: ' -}}{%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}"
-    "{%- else -%}{{- 'User: ' + message['content'] + '\\n' -}}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- 'Assistant: ' -}}{%- endif -%}"
-)
 
 MAX_TOKENIZER_BYTES = 48 * 2**20  # the largest in use (256,000 entries) have 35 MB
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
