@@ -111,10 +111,3 @@ def document_nats(model: torch.nn.Module, documents: list[np.ndarray], *, eot_id
     """Nats of each document's tokens given its `<|endoftext|>`; see `windows` for the context."""
     rows = [row for owner, ids in enumerate(documents) for row in windows(ids, eot_id, window, owner)]
     return row_nats(model, rows, len(documents), vocab_size=vocab_size, progress=lambda done: progress(done, len(rows)))
-
-
-def answer_nats(model: torch.nn.Module, prompts: list[np.ndarray], answers: list[np.ndarray], *, vocab_size: int) -> np.ndarray:
-    """Nats of every answer after every prompt; shape (prompts, answers). The lower, the likelier."""
-    rows = [Row(np.concatenate([prompt, answer]), len(prompt), p * len(answers) + a)
-            for p, prompt in enumerate(prompts) for a, answer in enumerate(answers)]
-    return row_nats(model, rows, len(rows), vocab_size=vocab_size).reshape(len(prompts), len(answers))

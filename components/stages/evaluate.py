@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from io import StringIO
 from typing import Any
@@ -57,12 +58,12 @@ def _language_modelling(config: Config, layout: Layout, documents: list[dict[str
     """(the base model, figures by language, samples, notes); items are appended to `rows`."""
     folder = layout.pretrained / "model"
     judged = judging.open_model(folder, config)
-    with Progress("evaluate", 1) as progress:
-        scored = judging.score_documents(judged, documents, config, lambda done, total: _advance(progress, done, total, "documents"))
+    with contextlib.ExitStack() as bars:
+        scored = judging.score_documents(judged, documents, config, _following(bars, "documents"))
     training = _training(layout)
     found, notes = {}, []
     for language, part in scored.items():
-        nats, tokens = _baselines(config, layout, language, part, training.get("tokens_seen"))
+        nats, tokens = _baselines(config, layout, language, part, training.get("tokens_read"))
         found[language] = summary.language(part, nats, tokens, config)
         for name, values in {"base": part.nats, **nats}.items():
             rows += items.document_items(name, language, part.ids, values, part.bytes_)
@@ -70,23 +71,30 @@ def _language_modelling(config: Config, layout: Layout, documents: list[dict[str
         notes.append(f"{language}: {bits.pop('model'):.3f} bits per byte; " + ", ".join(f"{summary.SCORERS[name]} {value:.3f}" for name, value in bits.items()))
         say(f"evaluate: {notes[-1]}")
     base = {"imported": bool(training.get("imported")), "parameters": sum(p.numel() for p in judged.model.parameters()),
-            "tokens_seen": training.get("tokens_seen"), "window_tokens": judged.window, "weights_sha256": files.weights_sha256(folder)}
+            "tokens_seen": training.get("tokens_read"), "window_tokens": judged.window, "weights_sha256": files.weights_sha256(folder)}
     return base, found, _continue(config, judged, scored), notes
 
 
-def _advance(progress: Progress, done: int, total: int, what: str) -> None:
-    progress.total = total
-    progress.update(done, what)
+def _following(bars: contextlib.ExitStack, what: str) -> judging.Progress:
+    """Progress of work whose size shows only when it starts: a bar for each total."""
+    shown: list[Progress] = []
+
+    def advance(done: int, total: int) -> None:
+        if not shown or shown[-1].total != total:
+            shown.append(bars.enter_context(Progress("evaluate", total)))
+        shown[-1].update(done, what)
+
+    return advance
 
 
 def _training(layout: Layout) -> dict[str, Any]:
-    """What pretraining says of itself; `tokens_seen` is absent where the base was imported."""
+    """What pretraining says of itself; `tokens_read` is absent where the base was imported."""
     facts: dict[str, Any] = {}
     for name in ("metrics.json", "training.json"):
         if (layout.pretrained / name).is_file():
             facts |= files.read_json(layout.pretrained / name)
     if facts.get("imported"):
-        facts.pop("tokens_seen", None)
+        facts.pop("tokens_read", None)
     return facts
 
 
@@ -159,9 +167,8 @@ def _applications(config: Config, layout: Layout, rows: list[dict[str, Any]]) ->
     shown: list[dict[str, Any]] = []
     judged = judging.open_model(layout.finetuned / "model", config) if groups else None
     for group in groups:
-        name = f"{group.application} {group.language}"
-        with Progress("evaluate", 1) as progress:
-            said = judging.answer_group(judged, group, config, lambda done, total, p=progress, n=name: _advance(p, done, total, n))
+        with contextlib.ExitStack() as bars:
+            said = judging.answer_group(judged, group, config, _following(bars, f"{group.application.replace('_', ' ')} {group.language}"))
         others = answers.baseline_answers(group)
         graded = {"model": answers.grade("instruct", group, said), **{n: answers.grade(n, group, a) for n, a in others.items()}}
         for part in graded.values():
