@@ -58,7 +58,10 @@ class PackedRows:
 
     def __init__(self, tokens: Sequence[np.ndarray], offsets: Sequence[np.ndarray], *, eot_id: int,
                  rows: int, row_tokens: int, seed: int, isolate: bool = True):
-        """`tokens` and `offsets` by language: ids end to end, and where each document starts, plus the end."""
+        """`tokens` and `offsets` by language: ids end to end, and where each document starts, plus the end.
+
+        Raises ValueError if there is less than one row of text.
+        """
         self.tokens, self.eot_id, self.rows, self.row_tokens, self.seed, self.isolate = list(tokens), eot_id, rows, row_tokens, seed, isolate
         bases = np.cumsum([0, *(len(t) for t in tokens)])
         # places in the languages' tokens laid end to end
@@ -66,6 +69,8 @@ class PackedRows:
         self.lengths = np.concatenate([np.diff(o) for o in offsets])
         self.bases, self.total = bases, int(self.lengths.sum())
         self.rows_an_epoch = -(-self.total // row_tokens)
+        if self.total < row_tokens:
+            raise ValueError(f"{self.total} tokens are less than one row of {row_tokens}")
         self._epoch: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,10 +109,8 @@ class PackedRows:
             mine = numbers // self.rows_an_epoch == epoch
             row = self._order(int(epoch))[2][numbers[mine] % self.rows_an_epoch]
             first = row * self.row_tokens
-            if self.total >= self.row_tokens:
-                back = np.maximum(first + self.row_tokens - self.total, 0)
-                first, repeated[mine] = first - back, back
-            ids[mine] = self._gather(int(epoch), first)
+            repeated[mine] = np.maximum(first + self.row_tokens - self.total, 0)
+            ids[mine] = self._gather(int(epoch), first - repeated[mine])
         inputs, targets = ids[:, :-1], ids[:, 1:].copy()
         targets[np.arange(self.row_tokens) < repeated[:, None]] = IGNORED
         positions = torch.from_numpy(positions_in_documents(inputs, self.eot_id)) if self.isolate else None
@@ -161,6 +164,11 @@ class RecordRows:
     def batch(self, index: int) -> Batch:
         """Batch number `index`, counted over all epochs."""
         return self.padded(self._order(index // self.batches_an_epoch)[index % self.batches_an_epoch])
+
+    def in_order(self) -> list[Batch]:
+        """Every record once, the shortest first."""
+        order = sorted(range(len(self.records)), key=lambda i: (len(self.records[i][0]), i))
+        return [self.padded(order[i:i + self.rows]) for i in range(0, len(order), self.rows)]
 
     def padded(self, members: Sequence[int]) -> Batch:
         """The given records as one batch; T is a multiple of 8."""

@@ -20,9 +20,6 @@ from components.training.batches import IGNORED, Batch
 from components.training.checkpoint import Checkpoints
 from components.training.optimizers import Optimizers, rate
 
-# What a GEMM reaches on one device, in FLOP/s; MFU is a share of it.
-MAX_SCORED_LOGITS = 2**27  # numbers of one pass of a validation: half a gigabyte in float32
-
 
 class Run(Protocol):
     """Where points go; the stage gives one (components/tracking.py has the real one)."""
@@ -141,25 +138,24 @@ def _update(
     torch.manual_seed(plan.seed + step * 1_000_003)  # whatever is random inside depends on the step alone
     batches = [batch(step * plan.accumulation + i) for i in range(plan.accumulation)]
     weight = math.fsum(b.weight() for b in batches)
-    loss, tokens = 0.0, 0
+    loss = 0.0
     for one in batches:
         part = batch_loss(forward, one.to(plan.device)) / weight
-        value = part.item()
-        if not math.isfinite(value):
-            break
+        loss += part.item()
+        _require_finite(loss, "loss", plan, step, parameters)
         part.backward()
-        loss, tokens = loss + value, tokens + one.inputs_BT.numel()
-    else:
-        norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip_norm).item()
-        if math.isfinite(norm):
-            optimizers.step(share)
-            return loss, norm, tokens
-        value = norm
-    for p in parameters:
-        p.grad = None
-    raise UserError(f"{plan.name}: the {'loss' if len(batches) and tokens < sum(b.inputs_BT.numel() for b in batches) else 'gradient'} "
-                    f"of step {step + 1} is {value}; the weights were not changed and earlier checkpoints are kept. "
-                    "Lower the learning rate (training.learning_rate, training.muon_learning_rate or finetuning.learning_rate), then run again")
+    norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip_norm).item()
+    _require_finite(norm, "gradient norm", plan, step, parameters)
+    optimizers.step(share)
+    return loss, norm, sum(b.inputs_BT.numel() for b in batches)
+
+
+def _require_finite(value: float, what: str, plan: Plan, step: int, parameters: list[torch.nn.Parameter]) -> None:
+    if not math.isfinite(value):
+        for p in parameters:
+            p.grad = None
+        raise UserError(f"{plan.name}: the {what} of step {step + 1} is {value}; the weights were not changed and earlier checkpoints are kept. "
+                        "Lower its learning rate, or set training.precision=float32, then run again")
 
 
 def _speed(tokens_per_s: float, plan: Plan) -> dict[str, float]:

@@ -20,8 +20,8 @@ from components.errors import Damaged, UserError
 from components.training.decoding import generate, generate_batch
 from components.training.gpt import GPT, GPT2, Llama, Shape, create
 
-__all__ = ["Shape", "build", "export", "flops_a_token", "generate", "generate_batch", "load", "load_any",
-           "parameter_count", "shape_of", "supports"]
+__all__ = ["GPT", "Shape", "build", "export", "flops_a_token", "generate", "generate_batch", "load", "load_any",
+           "parameter_count", "read_config", "shape_of", "supports"]
 
 # Keys of a config.json that change nothing in the logits.
 HARMLESS = {
@@ -154,7 +154,7 @@ def export(model: Any, folder: Path, *, eos_id: int = 0, stop_ids: Sequence[int]
     files.write_json(folder / "generation_config.json", {k: v for k, v in generation.items() if v not in (None, [])})
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"{folder} has no config.json; a Hugging Face model folder was expected")
@@ -184,7 +184,7 @@ def load(folder: Path) -> GPT:
 
     Raises Damaged when names or shapes do not match.
     """
-    shape = _shape_from(_read_config(folder))
+    shape = _shape_from(read_config(folder))
     if shape is None:
         raise UserError(f"{folder / 'config.json'} describes a model that the lean module does not represent exactly; open it with load_any")
     model = {"llama": Llama, "gpt2": GPT2}[shape.architecture](shape)
@@ -202,7 +202,7 @@ def load_any(folder: Path) -> GPT | Wrapped:
     Raises UserError (no safetensors, code of its own, unknown class) or Damaged (tensors missing, unexpected
     or of another shape: `transformers` would fill them with random values and only print a table).
     """
-    hf = _read_config(folder)
+    hf = read_config(folder)
     shape = _shape_from(hf)
     if shape is not None:
         with torch.device("meta"):

@@ -1,0 +1,80 @@
+"""What pretraining and fine-tuning leave beside the model, and how their run in the tracker ends."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components import files
+from components.config import Config
+from components.training import model as models
+
+NOT_TOKENIZER = {files.MANIFEST, "summary.json"}
+
+
+class TrackedRun:
+    """A run of components/tracking.py, and the tags that it gets when it ends well."""
+
+    def __init__(self, run: Any):
+        self.run, self.tags = run, {}
+        self.log, self.flush = run.log, run.flush
+
+
+@contextlib.contextmanager
+def tracked(open_run: Callable[[], Any]) -> Iterator[TrackedRun]:
+    """The run ends FINISHED with its tags, KILLED after a signal, FAILED after any error."""
+    run = open_run()
+    wrapped = TrackedRun(run)
+    try:
+        yield wrapped
+    except KeyboardInterrupt:
+        run.finish("KILLED")
+        raise
+    except BaseException:
+        run.finish("FAILED")
+        raise
+    run.finish("FINISHED", tags=wrapped.tags)
+
+
+def run_name(stage: str, config: Config, parameters: int, languages: list[str]) -> str:
+    """A name that a person can say: `pretrain tiny 4.2M zh+en seed 1`."""
+    size = f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M"
+    return f"{stage} {config.name} {size} {'+'.join(sorted(languages, reverse=True))} seed {config.seed}"
+
+
+def describe(model: Any, config: Config, *, imported: bool) -> dict[str, Any]:
+    """training.json: shape and what else decides bits. No clock, no host."""
+    return {
+        "imported": imported, "architecture": model.shape.architecture, "context": model.shape.context, "lean": isinstance(model, models.GPT),
+        "n_embd": model.shape.n_embd, "n_head": model.shape.n_head, "n_layer": model.shape.n_layer, "vocab_size": model.shape.vocab_size,
+        "parameters": models.parameter_count(model), "precision": config.training.precision, "device": config.training.device,
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "seed": config.seed}
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """The tokenizer's files into a model folder."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.name not in NOT_TOKENIZER:
+            shutil.copyfile(path, target / path.name)
+
+
+def write_results(folder: Path, curve: list[dict[str, float]], about: dict[str, Any]) -> str:
+    """curve.csv, metrics.json and training.json beside model/. Returns the weights hash."""
+    columns = ["step", *sorted({key for point in curve for key in point} - {"step"})]
+    with open(folder / "curve.csv", "w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(curve)
+    weights = files.weights_sha256(folder / "model")
+    final = {key: value for key, value in curve[-1].items() if key.startswith(("train/loss", "val/"))}
+    files.write_json(folder / "metrics.json", final | {
+        "imported": about["imported"], "parameters": about["parameters"], "steps": int(curve[-1]["step"]), "weights_sha256": weights})
+    files.write_json(folder / "training.json", about)
+    return weights

@@ -1,0 +1,57 @@
+"""The schedule, what is decayed, and Muon's update."""
+
+import pytest
+import torch
+
+from components.training import gpt
+from components.training.optimizers import Optimizers, orthogonalised, rate
+
+pytestmark = pytest.mark.code
+
+
+def test_the_rate_rises_peaks_and_ends_at_the_minimum():
+    shares = [rate(s, steps=100, warmup_steps=10, min_ratio=0.1) for s in range(100)]
+    assert shares[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
+    assert shares[10] == pytest.approx(1)
+    assert shares[99] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(shares[10:], shares[11:], strict=False))
+    assert rate(0, steps=1, warmup_steps=0, min_ratio=0.1) == 1
+    assert rate(1, steps=2, warmup_steps=0, min_ratio=0.0) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 24, 64), (2, 64, 24)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape):
+    values = torch.linalg.svdvals(orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(0))).float())
+    # the polynomial trades exactness for speed: it brings them between 0.7 and 1.2, the smallest come late
+    assert values.max() < 1.4
+    assert values.median() > 0.6
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_muon_takes_hidden_matrices_and_every_parameter_has_one_optimizer(architecture):
+    model = gpt.create(gpt.Shape(architecture=architecture, vocab_size=31, n_layer=2, n_head=2, n_embd=8, n_hidden=16, context=8, tied=False), 0)
+    optimizers = Optimizers(model, kind="muon", learning_rate=1e-3, weight_decay=0.1, muon_learning_rate=0.02)
+    names = [[optimizers.names[id(p)] for g in part.param_groups for p in g["params"]] for part in optimizers.parts]
+    assert sorted(sum(names, [])) == sorted(name for name, _ in model.named_parameters())
+    assert all(".layers." in n or ".h." in n for n in sum(names[1:], []))
+    for group in optimizers.parts[0].param_groups:
+        assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] > 0}
+
+
+def test_the_state_survives_a_round_trip():
+    def made():
+        model = gpt.create(gpt.Shape(architecture="llama", vocab_size=31, n_layer=1, n_head=2, n_embd=8, n_hidden=16, context=8, tied=True), 0)
+        return model, Optimizers(model, kind="muon", learning_rate=1e-3, weight_decay=0.1, muon_learning_rate=0.02)
+
+    def step(model, optimizers, seed):
+        model(torch.randint(0, 31, (2, 8), generator=torch.Generator().manual_seed(seed))).square().sum().backward()
+        optimizers.step(1.0)
+
+    (a, opt_a), (b, opt_b) = made(), made()
+    step(a, opt_a, 1)
+    b.load_state_dict(a.state_dict())
+    opt_b.restore({key: value.clone() for key, value in opt_a.tensors().items()})
+    step(a, opt_a, 2)
+    step(b, opt_b, 2)
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        assert torch.equal(p, q)
