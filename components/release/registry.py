@@ -30,7 +30,7 @@ QUIET = {
     "TRANSFORMERS_OFFLINE": "1",
 }
 WEIGHTS, EVALUATION, VERDICT, CORPUS = "lmworks.weights_sha256", "lmworks.evaluation_sha256", "gate.verdict", "lmworks.corpus"
-HISTORY, FILES = "lmworks.history.", "lmworks.files"
+HISTORY, FILES, REASON = "lmworks.history.", "lmworks.files", "gate.reason."
 CARD = "README.md"
 
 
@@ -259,3 +259,48 @@ def check_files(folder: Path, expected: dict[str, str], what: str) -> None:
     if extra:
         raise Damaged(f"{what}: {min(extra)} was added in the model store after registration. Release it again: lmworks run")
     files.verify_manifest(folder / "artifacts" / "model")
+
+
+# --- what there is, without importing mlflow -----------------------------------------------------
+
+def catalogue(layout: Layout) -> list[dict[str, Any]]:
+    """Every registered model by name: {"name", "corpus", "aliases", "versions": [{"version", "verdict", "reasons", "weights_sha256",
+    "created_ms", "note"}]}, newest version first. `note` says what is wrong, e.g. a champion whose gate did not pass (H2).
+
+    Raises UserError when the server does not answer.
+    """
+    url = address(layout)
+    try:
+        found = tracking.call(url, "GET", "registered-models/search?max_results=200") or {}
+        models = []
+        for name in sorted(model["name"] for model in found.get("registered_models", [])):
+            query = urllib.parse.urlencode({"filter": f"name = '{name}'", "max_results": 200})
+            versions = (tracking.call(url, "GET", f"model-versions/search?{query}") or {}).get("model_versions", [])
+            model = registered(layout, name) or {"aliases": {}, "tags": {}}
+            models.append({"name": name, "corpus": model["tags"].get(CORPUS), "aliases": model["aliases"], "versions": [
+                _version(version, model["aliases"]) for version in sorted(versions, key=lambda v: -int(v["version"]))]})
+    except tracking.Unreachable as error:
+        raise UserError(f"the MLflow server at {url} does not answer ({error}). Run: lmworks up") from None
+    return models
+
+
+def _version(version: dict[str, Any], aliases: dict[str, str]) -> dict[str, Any]:
+    tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
+    verdict, champion = tags.get(VERDICT), aliases.get("champion") == str(version["version"])
+    return {"version": int(version["version"]), "verdict": verdict or "none", "weights_sha256": tags.get(WEIGHTS),
+            "created_ms": int(version["creation_timestamp"]),
+            "reasons": {key.removeprefix(REASON): value for key, value in sorted(tags.items()) if key.startswith(REASON)},
+            "note": "champion, but its gate did not pass: somebody moved the alias by hand" if champion and verdict != "passed" else None}
+
+
+def serve_line(url: str, name: str, *, mlflow_command: str = "mlflow", port: int = 5330) -> str:
+    """The whole line that serves the champion."""
+    return (f"MLFLOW_TRACKING_URI={url} {mlflow_command} models serve -m models:/{name}@champion --env-manager local "
+            f"-h 127.0.0.1 -p {port}")
+
+
+def ask_line(name: str, *, port: int = 5330) -> str:
+    """The whole line that asks what `serve_line` serves."""
+    prompt = "What is the default of axis?" if name.endswith("-instruct") else "The king"
+    return (f"curl -s http://127.0.0.1:{port}/invocations -H 'Content-Type: application/json' "
+            f"-d '{{\"inputs\": [\"{prompt}\"], \"params\": {{\"max_new_tokens\": 40, \"seed\": 1}}}}'")

@@ -136,7 +136,7 @@ def record(client: Any, run_id: str, subject: Subject, version: Any, current: An
     name, number = subject.name, str(version.version)
     unpromoted_base = subject.kind == "instruct" and any(not base.promoted for base in earlier)
     for criterion in criteria:
-        client.set_model_version_tag(name, number, f"gate.reason.{criterion.criterion}",
+        client.set_model_version_tag(name, number, registry.REASON + criterion.criterion,
                                      f"{'yes' if criterion.passed else 'no'}: {criterion.sentence}"[:MAX_TAG_CHARS])
     client.set_model_version_tag(name, number, registry.VERDICT, "passed" if passed else "failed")
     client.update_model_version(name, number, card.description(subject, config, criteria, unpromoted_base))

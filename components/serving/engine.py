@@ -8,15 +8,13 @@ from components.errors import UserError
 from components.layout import Layout
 from components.release import registry
 
-FAILED = "gate.reason."
-
 
 def no_champion(client: Any, name: str) -> str:
     """Why there is no champion, in one line: the criteria that the candidate failed, from its tags."""
     candidate = registry.aliased(client, name, "candidate")
     if candidate is None:
         return f"no model {name!r} is registered yet. Run: lmworks run"
-    reasons = [value for key, value in sorted(candidate.tags.items()) if key.startswith(FAILED) and value.startswith("no: ")]
+    reasons = [value for key, value in sorted(candidate.tags.items()) if key.startswith(registry.REASON) and value.startswith("no: ")]
     why = "; ".join(reason.removeprefix("no: ") for reason in reasons) or "its gate has not decided yet"
     return (f"{name} has no champion: version {candidate.version} is only a candidate ({why}). Train longer or on more text and run again, "
             f"or ask that version all the same: lmworks generate … --version {candidate.version}")
