@@ -228,7 +228,7 @@ RAW = Suite(
         *AMOUNT,
         Expectation(name="languages_known", severity="warn", column="unknown_language_ratio", maximum="validation.max_unknown_language_ratio",
                     sentence="At most {validation.max_unknown_language_ratio:.0%} of the documents are in a language other than Chinese and English.",
-                    found="{unknown_language_ratio:.0%} of {documents:,} documents are"),
+                    found="{unknown_language_ratio:.0%} of {documents:,} documents are in another language"),
         Expectation(name="texts_differ", severity="warn", column="distinct_ratio", minimum="validation.min_distinct_ratio",
                     sentence="At least {validation.min_distinct_ratio:.0%} of the texts are distinct.",
                     found="{distinct_ratio:.1%} of {documents:,} texts are distinct"),
