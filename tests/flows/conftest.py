@@ -6,15 +6,17 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from components import config as settings
 from components.layout import ROOT, Layout
-from components.operations import environment, services
+from components.operations import environment, rest, services
 
 DVC_YAML = """\
 stages:
@@ -130,6 +132,45 @@ class Checkout:
         process = self.start(**arguments)
         out, err = process.communicate(timeout=120)
         return process.returncode, json.loads(out) if out.strip() else {}, err
+
+    # --- what the servers and the machine say ---
+
+    def api(self) -> rest.Prefect:
+        return rest.Prefect(f"{services.address(self.layout, services.PREFECT)}/api")
+
+    def last_flow_run(self) -> dict[str, Any]:
+        return self.api().send("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
+
+    def task_runs(self, flow_run: dict[str, Any]) -> dict[str, tuple[str, str]]:
+        """{name: (state type, state name)}; task runs arrive over a websocket, a moment later."""
+        for _ in range(50):
+            runs = self.api().send("/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run["id"]]}}})
+            if runs and all(run["state_type"] not in ("RUNNING", "PENDING", "SCHEDULED") for run in runs):
+                break
+            time.sleep(0.1)
+        return {run["name"]: (run["state_type"], run["state_name"]) for run in runs}
+
+    def logs(self, flow_run: dict[str, Any]) -> list[str]:
+        wanted = {"logs": {"flow_run_id": {"any_": [flow_run["id"]]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        return [line["message"] for line in self.api().send("/logs/filter", wanted)]
+
+    def wait_for(self, condition: Any, what: str) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < deadline, what
+            time.sleep(0.1)
+
+    def processes_in(self) -> list[str]:
+        """Live stage and DVC processes of this checkout."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                words = " ".join(process.cmdline())
+                if process.cwd() == str(self.root) and ("fake_stage" in words or "dvc" in words) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(words)
+            except psutil.Error:
+                continue
+        return found
 
 
 @pytest.fixture(scope="session")

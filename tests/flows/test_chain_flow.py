@@ -4,59 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from typing import Any
 
-import psutil
 import pytest
 
 from components.operations import rest, services, unclean
 from flows import reconciler
 
 pytestmark = [pytest.mark.e2e]
-
-
-def api(checkout: Any) -> rest.Prefect:
-    return rest.Prefect(f"{services.address(checkout.layout, services.PREFECT)}/api")
-
-
-def last_flow_run(checkout: Any) -> dict[str, Any]:
-    return api(checkout).send("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
-
-
-def task_runs(checkout: Any, flow_run: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """{name: (state type, state name)}; task runs arrive over a websocket, a moment later."""
-    for _ in range(50):
-        runs = api(checkout).send("/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run["id"]]}}})
-        if runs and all(run["state_type"] not in ("RUNNING", "PENDING", "SCHEDULED") for run in runs):
-            break
-        time.sleep(0.1)
-    return {run["name"]: (run["state_type"], run["state_name"]) for run in runs}
-
-
-def logs(checkout: Any, flow_run: dict[str, Any]) -> list[str]:
-    found = api(checkout).send("/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run["id"]]}}, "sort": "TIMESTAMP_ASC", "limit": 200})
-    return [line["message"] for line in found]
-
-
-def wait_for(condition: Any, what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
-def processes_in(checkout: Any) -> list[str]:
-    """Live stage and DVC processes of the checkout."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            words = " ".join(process.cmdline())
-            if process.cwd() == str(checkout.root) and ("fake_stage" in words or "dvc" in words) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(words)
-        except psutil.Error:
-            continue
-    return found
 
 
 def test_a_run_then_an_unchanged_one_then_one_restored(checkout: Any):
@@ -68,19 +23,19 @@ def test_a_run_then_an_unchanged_one_then_one_restored(checkout: Any):
     assert told["stages"][0]["summary"]["documents_out"] == 2
     assert told["events"] == ["start first", "ran first", "start second", "ran second"]
     assert told["lines"] == [f"{s}|{line}" for s in ("first", "second") for line in (*(f"{s} {n}/5 loss 3.21" for n in range(1, 6)), f"{s} says 你好")]
-    run = last_flow_run(checkout)
+    run = checkout.last_flow_run()
     assert run["name"].startswith("mini 20") and run["state_type"] == "COMPLETED" and run["state_name"] == "Ready"
-    wait_for(lambda: "second says 你好" in logs(checkout, run), "the child's output is in the run's log")
-    stored = logs(checkout, run)
+    checkout.wait_for(lambda: "second says 你好" in checkout.logs(run), "the child's output is in the run's log")
+    stored = checkout.logs(run)
     assert "first 5/5 loss 3.21" in stored and "first 3/5 loss 3.21" not in stored, "progress is thinned in the stored log"
     assert not any("Running stage" in line or line.startswith("> ") for line in stored)
 
     code, told, _ = checkout.run()
     assert code == 0 and told["verdict"] == "Nothing changed"
     assert [s["state"] for s in told["stages"]] == ["cached", "cached"]
-    states = task_runs(checkout, last_flow_run(checkout))
+    states = checkout.task_runs(checkout.last_flow_run())
     assert states["first"] == ("COMPLETED", "Cached") and states["second"] == ("COMPLETED", "Cached")
-    shown = api(checkout).send("/artifacts/filter", {"artifacts": {"key": {"any_": ["lmworks-run"]}}, "sort": "CREATED_DESC", "limit": 1})[0]
+    shown = checkout.api().send("/artifacts/filter", {"artifacts": {"key": {"any_": ["lmworks-run"]}}, "sort": "CREATED_DESC", "limit": 1})[0]
     assert "| second | cached |" in shown["data"]
 
     checkout.wish("second", "2")
@@ -97,14 +52,14 @@ def test_a_failure_carries_the_childs_words_and_stops_the_chain(checkout: Any):
     assert code == 2 and told["verdict"] == "Failed"
     assert [s["state"] for s in told["stages"]] == ["failed", "skipped"]
     assert told["message"] == "row 7 of first.txt has no text; mend it"
-    run = last_flow_run(checkout)
+    run = checkout.last_flow_run()
     assert run["state_type"] == "FAILED" and "first: row 7" in run["state"]["message"]
-    task = api(checkout).send("/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}, "task_runs": {"name": {"any_": ["first"]}}})[0]
+    task = checkout.api().send("/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}, "task_runs": {"name": {"any_": ["first"]}}})[0]
     assert "the line before the end" in task["state"]["message"]
 
     checkout.wish("first", "fail block")
     code, told, _ = checkout.run()
-    assert code == 3 and told["verdict"] == "Blocked" and last_flow_run(checkout)["state_name"] == "Blocked"
+    assert code == 3 and told["verdict"] == "Blocked" and checkout.last_flow_run()["state_name"] == "Blocked"
     checkout.wish("first", "1")
 
 
@@ -117,7 +72,7 @@ def test_G1_two_runs_at_once_and_ctrl_c(checkout: Any):
     checkout.wish("second", "sleep")
     (checkout.root / "asleep").unlink(missing_ok=True)
     running = checkout.start()
-    wait_for((checkout.root / "asleep").exists, "the stage works")
+    checkout.wait_for((checkout.root / "asleep").exists, "the stage works")
     code, _, err = checkout.run()
     assert code == 75 and "already running in this checkout" in err and str(running.pid) in err
     with pytest.raises(services.Busy):
@@ -125,8 +80,8 @@ def test_G1_two_runs_at_once_and_ctrl_c(checkout: Any):
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=30)
     assert running.returncode == 130 and "Traceback" not in err and err == ""
-    assert processes_in(checkout) == []
-    assert last_flow_run(checkout)["state_type"] in ("CRASHED", "CANCELLED")
+    assert checkout.processes_in() == []
+    assert checkout.last_flow_run()["state_type"] in ("CRASHED", "CANCELLED")
     assert not list(checkout.layout.unclean.glob("run-*.json")), "a clean stop leaves no marker"
 
 
@@ -134,23 +89,23 @@ def test_C8_sigterm_ends_the_stage_and_the_flow_run(checkout: Any):
     checkout.wish("second", "sleep again")
     (checkout.root / "asleep").unlink(missing_ok=True)
     running = checkout.start()
-    wait_for((checkout.root / "asleep").exists, "the stage works")
+    checkout.wait_for((checkout.root / "asleep").exists, "the stage works")
     running.terminate()
     _, err = running.communicate(timeout=30)
     assert running.returncode == 130 and err == ""
-    assert processes_in(checkout) == []
-    assert last_flow_run(checkout)["state_type"] in ("CRASHED", "CANCELLED")
+    assert checkout.processes_in() == []
+    assert checkout.last_flow_run()["state_type"] in ("CRASHED", "CANCELLED")
 
 
 def test_C9_C15_kill_9_leaves_no_process_and_the_next_start_closes_the_runs(checkout: Any):
     checkout.wish("second", "sleep once more")
     (checkout.root / "asleep").unlink(missing_ok=True)
     running = checkout.start()
-    wait_for((checkout.root / "asleep").exists, "the stage works")
+    checkout.wait_for((checkout.root / "asleep").exists, "the stage works")
     os.kill(running.pid, signal.SIGKILL)
     running.communicate()
-    wait_for(lambda: processes_in(checkout) == [], "kill -9 of the flow ends DVC and the stage")
-    killed = last_flow_run(checkout)
+    checkout.wait_for(lambda: checkout.processes_in() == [], "kill -9 of the flow ends DVC and the stage")
+    killed = checkout.last_flow_run()
     assert killed["state_type"] == "RUNNING"
     mlflow = f"{services.address(checkout.layout, services.MLFLOW)}/api/2.0/mlflow"
     experiment = rest.call(f"{mlflow}/experiments/create", {"name": "mini"})["experiment_id"]
@@ -160,8 +115,8 @@ def test_C9_C15_kill_9_leaves_no_process_and_the_next_start_closes_the_runs(chec
     ours.write_text("half")
 
     done = reconciler.reconcile(checkout.layout)
-    assert api(checkout).get(f"/flow_runs/{killed['id']}")["state_type"] == "CRASHED"
-    assert {kind for kind, _ in task_runs(checkout, killed).values()} <= {"CRASHED", "COMPLETED"}
+    assert checkout.api().get(f"/flow_runs/{killed['id']}")["state_type"] == "CRASHED"
+    assert {kind for kind, _ in checkout.task_runs(killed).values()} <= {"CRASHED", "COMPLETED"}
     assert rest.call(f"{mlflow}/runs/get?run_id={open_run}")["run"]["info"]["status"] == "KILLED"
     assert not ours.exists() and not (checkout.root / "data" / ".partial").exists()
     assert any("Crashed now" in line for line in done)
