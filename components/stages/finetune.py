@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from components import files, tracking
 from components.applications import chat
+from components.applications.template import CHAT_TEMPLATE
 from components.config import Config, flatten
 from components.corpus import tokenizer as bpe
 from components.errors import UserError
@@ -81,7 +82,7 @@ def run(config: Config, layout: Layout) -> Report:
 def open_tokenizer(folder: Path) -> Any:
     """Ours by `tokenizers` alone; one with another chat template by transformers, which costs seconds to import."""
     template = folder / "chat_template.jinja"
-    if template.is_file() and template.read_text(encoding="utf-8") == bpe.CHAT_TEMPLATE:
+    if template.is_file() and template.read_text(encoding="utf-8") == CHAT_TEMPLATE:
         return bpe.load(folder)
     from transformers import AutoTokenizer
 
