@@ -26,9 +26,26 @@ MAX_NEW_TOKENS = 65_536  # where the model itself states no longest sequence
 USER_TEXT = "\ue000user text\ue001"  # stands for the prompt while the chat template is rendered
 
 
+class Answer(MlflowException):
+    """An error that keeps its own line: the scoring server would put the caller's whole input in front of it."""
+
+    @property
+    def message(self) -> str:
+        return self.line
+
+    @message.setter
+    def message(self, text: str) -> None:
+        self.__dict__.setdefault("line", text)
+
+
 def refuse(sentence: str) -> MlflowException:
     """A 400 with one line."""
-    return MlflowException.invalid_parameter_value(sentence)
+    return Answer.invalid_parameter_value(sentence)
+
+
+def unusable(sentence: str) -> MlflowException:
+    """A 500 with one line."""
+    return Answer(sentence, INTERNAL_ERROR)
 
 
 def verify(folder: Path) -> None:
@@ -36,20 +53,17 @@ def verify(folder: Path) -> None:
     try:
         listed = json.loads((folder / "manifest.json").read_bytes())["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MlflowException(f"model refused: {folder / 'manifest.json'} is missing or damaged ({type(error).__name__})",
-                              INTERNAL_ERROR) from None
+        raise unusable(f"model refused: {folder / 'manifest.json'} is missing or damaged ({type(error).__name__})") from None
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
     for name, entry in sorted(listed.items()):
         if name not in found:
-            raise MlflowException(f"model refused: {name} is missing; manifest.json lists it with sha256 {entry['sha256']}",
-                                  INTERNAL_ERROR)
+            raise unusable(f"model refused: {name} is missing; manifest.json lists it with sha256 {entry['sha256']}")
         with open(folder / name, "rb") as f:
             actual = hashlib.file_digest(f, "sha256").hexdigest()
         if actual != entry["sha256"]:
-            raise MlflowException(f"model refused: {name} is damaged: sha256 {actual} found, {entry['sha256']} was registered",
-                                  INTERNAL_ERROR)
+            raise unusable(f"model refused: {name} is damaged: sha256 {actual} found, {entry['sha256']} was registered")
     if found - set(listed):
-        raise MlflowException(f"model refused: {min(found - set(listed))} is not in manifest.json; somebody added it", INTERNAL_ERROR)
+        raise unusable(f"model refused: {min(found - set(listed))} is not in manifest.json; somebody added it")
 
 
 def load(folder: Path, device: str) -> tuple[Any, Any]:
@@ -62,7 +76,7 @@ def load(folder: Path, device: str) -> tuple[Any, Any]:
 
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).exists() and "auto_map" in json.loads((folder / name).read_bytes()):
-            raise MlflowException(f"model refused: {name} asks for code of its own (auto_map)", INTERNAL_ERROR)
+            raise unusable(f"model refused: {name} asks for code of its own (auto_map)")
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
@@ -73,7 +87,7 @@ def load(folder: Path, device: str) -> tuple[Any, Any]:
             bars.enable_progress_bar()
     problems = {kind: sorted(str(key) for key in keys)[:3] for kind, keys in info.items() if keys}
     if problems:
-        raise MlflowException(f"model refused: its weights do not fit its config.json: {problems}", INTERNAL_ERROR)
+        raise unusable(f"model refused: its weights do not fit its config.json: {problems}")
     return model.to(device).eval(), tokenizer
 
 
@@ -81,7 +95,7 @@ def next_token(logits_V: torch.Tensor, settings: dict[str, Any], generator: torc
     """Draw one token id; temperature 0 takes the likeliest. Top-k, then nucleus (Holtzman et al. 2020)."""
     logits_V = logits_V.float().cpu()
     if not bool(torch.isfinite(logits_V).all()):
-        raise MlflowException("the model computed numbers that are not finite; its weights are unusable", INTERNAL_ERROR)
+        raise unusable("the model computed numbers that are not finite; its weights are unusable")
     if settings["temperature"] == 0:
         return int(logits_V.argmax())
     # the maximum goes to 0 first, so that a tiny temperature cannot overflow
@@ -128,8 +142,7 @@ class LanguageModel(mlflow.pyfunc.PythonModel):
             raise
         except Exception as error:  # MLflow would answer with the stack trace and file paths
             logging.getLogger("lmworks.model").exception("generation failed")
-            raise MlflowException(f"generation failed inside the model ({type(error).__name__}); the server's log says more",
-                                  INTERNAL_ERROR) from None
+            raise unusable(f"generation failed inside the model ({type(error).__name__}); the server's log says more") from None
 
     def settings(self, params: dict[str, Any] | None) -> dict[str, Any]:
         """Defaults and the caller's params, each within its bounds. Raises a 400 that names field, value and bounds."""
@@ -154,7 +167,7 @@ class LanguageModel(mlflow.pyfunc.PythonModel):
         """What the model's own chat template puts before and after the user's text."""
         before, found, after = self.chat([{"role": "user", "content": USER_TEXT}], True).partition(USER_TEXT)
         if not found:
-            raise MlflowException("model refused: its chat template drops the user's text", INTERNAL_ERROR)
+            raise unusable("model refused: its chat template drops the user's text")
         return before, after
 
     def end_of_answer(self) -> int | None:
