@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -34,6 +35,7 @@ NOISE = re.compile(r"^(Running stage '|> |Generating lock file|Updating lock fil
                    r"Stage '.*' didn't change|Data and pipelines are up to date|To enable auto staging|\s*dvc config core\.autostage|"
                    r"ERROR: failed to reproduce '|Verifying data sources|WARNING: '.*' is empty\.$|\s*$)")
 RESTORED = re.compile(r"^Stage '.*' is cached - skipping run")
+EXITED = re.compile(r"^ERROR: failed to reproduce '.*exited with (-?\d+)$")
 PROGRESS = re.compile(r"^\S+ (\d+)/(\d+)\b")
 # loaded before any fork: between fork and exec nothing may be imported
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -109,12 +111,22 @@ def command(layout: Layout, name: str) -> list[str]:
     return [environment.python(layout), "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
 
 
-def run_child(layout: Layout, name: str, log: Callable[[str], None]) -> tuple[int, deque[str], bool]:
-    """Run one stage through DVC; (DVC's exit code, its last lines, whether DVC restored it without running).
+@dataclass
+class Ended:
+    """How the child ended."""
+
+    dvc_code: int = 0
+    stage_code: int | None = None  # as DVC names it; negative: by a signal
+    last: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
+    restored: bool = False  # DVC had the result and ran nothing
+
+
+def run_child(layout: Layout, name: str, log: Callable[[str], None]) -> Ended:
+    """Run one stage through DVC, every line to the listener and to `log`.
 
     Whatever ends this call early — Ctrl-C, a time-out, a cancelled run — ends the whole group first.
     """
-    last, restored, logged_s = deque[str](maxlen=LAST_LINES), False, 0.0
+    ended, logged_s = Ended(), 0.0
     child = subprocess.Popen(command(layout, name), cwd=layout.root, env=environment.child(layout), stdin=subprocess.DEVNULL,
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
                              process_group=0, preexec_fn=_die_with_parent)
@@ -122,7 +134,9 @@ def run_child(layout: Layout, name: str, log: Callable[[str], None]) -> tuple[in
     try:
         for raw in child.stdout:
             line = raw.rstrip()
-            restored = restored or RESTORED.match(line) is not None
+            ended.restored = ended.restored or RESTORED.match(line) is not None
+            if exited := EXITED.match(line):
+                ended.stage_code = int(exited[1])
             if NOISE.match(line) or RESTORED.match(line):
                 continue
             _listener.line(name, line)
@@ -133,9 +147,10 @@ def run_child(layout: Layout, name: str, log: Callable[[str], None]) -> tuple[in
                     continue
                 logged_s = time.monotonic()
             else:
-                last.append(line)
+                ended.last.append(line)
             log(line)
-        return child.wait(), last, restored
+        ended.dvc_code = child.wait()
+        return ended
     finally:
         end_group(child.pid)
         child.stdout.close()
@@ -160,11 +175,19 @@ def summary_of(layout: Layout, name: str) -> dict[str, Any]:
     return {}
 
 
-def _failed(record: StageRecord, exit_code: int, last: deque[str], told: dict[str, Any]) -> State:
-    said = str(told.get("message") or "")
-    record.state, record.exit_code = "failed", int(told.get("exit_code") or exit_code or 1)
-    record.message = said or (last[-1] if last else f"it ended with exit code {exit_code} and without a word")
-    lines = [line for line in last if line != f"{record.stage}: {said}"]
+def _words(ended: Ended, told: dict[str, Any]) -> str:
+    """Why the stage failed: its own words, else how it died, else the last it said."""
+    if told.get("message"):
+        return str(told["message"])
+    if ended.stage_code is not None and ended.stage_code < 0:
+        name = signal.Signals(-ended.stage_code).name
+        return f"it was ended by {name}" + ("; mostly that is the kernel, out of memory: use smaller batches, or free memory" if name == "SIGKILL" else "")
+    return ended.last[-1] if ended.last else f"DVC ended with exit code {ended.dvc_code} and without a word"
+
+
+def _failed(record: StageRecord, ended: Ended, told: dict[str, Any]) -> State:
+    record.state, record.exit_code, record.message = "failed", int(told.get("exit_code") or 1), _words(ended, told)
+    lines = [line for line in ended.last if line not in (record.message, f"{record.stage}: {record.message}")]
     text = f"{record.stage}: {record.message}" + ("\nIts last lines:\n  " + "\n  ".join(lines) if lines else "")
     return Failed(name="Blocked" if record.exit_code == 3 else "Failed", message=text, data=record)
 
@@ -196,22 +219,17 @@ def run_stage_task(name: str) -> State:
     logger.info("$ %s", shlex.join(command(layout, name)[1:]))
     (layout.state / "outcome" / f"{name}.json").unlink(missing_ok=True)  # of an earlier run
     started_s = time.monotonic()
-    try:
-        exit_code, last, restored = run_child(layout, name, logger.info)
-    except BaseException:
-        record.state, record.message, record.elapsed_s = "failed", "stopped", time.monotonic() - started_s
-        _listener.stage_ended(record)
-        raise
+    ended = run_child(layout, name, logger.info)
     record.elapsed_s = round(time.monotonic() - started_s, 3)
     told = outcome(layout, name)
-    if exit_code or told.get("exit_code"):
-        failed = _failed(record, exit_code, last, told)
+    if ended.dvc_code or told.get("exit_code"):
+        failed = _failed(record, ended, told)
         logger.error(failed.message)
         _listener.stage_ended(record)
         return failed
-    record.state, record.summary = ("restored" if restored else "ran"), summary_of(layout, name)
+    record.state, record.summary = ("restored" if ended.restored else "ran"), summary_of(layout, name)
     _listener.stage_ended(record)
-    if restored:
+    if ended.restored:
         return Completed(name="Restored", message="DVC's run cache held this result", data=record)
     return Completed(message=f"{record.elapsed_s:.1f} s; {record.why[0]}", data=record)
 
@@ -221,11 +239,14 @@ def run_stage(name: str, config: settings.Config) -> StageRecord:
     retries = config.operations.fetch_retries if name == "fetch" else 0
     configured = run_stage_task.with_options(retries=retries, retry_delay_seconds=[5, 20, 60], retry_jitter_factor=0.5,
                                              timeout_seconds=config.operations.stage_timeout_s)
+    started_s = time.monotonic()
     state = configured(name, return_state=True)
     record = carried(state)
-    if not isinstance(record, StageRecord):  # a time-out or an exception of our own: Prefect made the state
-        record = StageRecord(name, "failed", message=f"{name}: {state.message or state.name}", exit_code=1)
+    if not isinstance(record, StageRecord):  # a time-out or an error of our own: Prefect made the state
+        message = state.message or state.name or "it failed"
         if state.name == "TimedOut":
-            record.message = f"{name}: longer than operations.stage_timeout_s={config.operations.stage_timeout_s} s; ended. Raise it, or make the stage smaller"
-            _listener.stage_ended(record)
+            message = f"longer than operations.stage_timeout_s={config.operations.stage_timeout_s} s, so it was ended. Raise that, or make the stage smaller"
+        exit_code = record.exit_code if isinstance(record, UserError) else 1
+        record = StageRecord(name, "failed", elapsed_s=round(time.monotonic() - started_s, 3), message=str(record) if exit_code > 1 else message, exit_code=exit_code)
+        _listener.stage_ended(record)
     return record

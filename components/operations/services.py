@@ -320,3 +320,12 @@ def activity(layout: Layout) -> dict[str, Any]:
     """{"run", "stage": who holds the lock, or None; "unclean": markers of killed runs; "unsent": spooled training runs}."""
     return {"run": holder(layout.run_lock), "stage": holder(layout.stage_lock), "unclean": len(unclean.dead(layout)),
             "unsent": len(list(layout.spool.glob("*/run.json")))}
+
+
+if __name__ == "__main__":  # infra/setup.sh: python -m components.operations.services prepare
+    import sys
+
+    try:
+        prepare(Layout(), say=print)
+    except UserError as error:
+        sys.exit(f"lmworks: {error}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from typing import Any
 
+import psutil
 import pytest
 
 from components.operations import rest, services, unclean
@@ -66,6 +68,19 @@ def test_a_failure_carries_the_childs_words_and_stops_the_chain(checkout: Any):
 def test_bad_stage_name_is_one_clear_error(checkout: Any):
     code, told, err = checkout.run(from_stage="secnd")
     assert code == 2 and "did you mean 'second'?" in told["message"] and err == ""
+
+
+def test_C10_a_stage_that_the_kernel_kills_is_named(checkout: Any):
+    checkout.wish("second", "sleep till killed")
+    (checkout.root / "asleep").unlink(missing_ok=True)
+    running = checkout.start()
+    checkout.wait_for((checkout.root / "asleep").exists, "the stage works")
+    stage = next(p for p in psutil.Process(running.pid).children(recursive=True) if "fake_stage.py" in p.cmdline())
+    stage.kill()
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 1 and err == ""
+    assert "ended by SIGKILL" in json.loads(out)["message"] and "memory" in json.loads(out)["message"]
+    assert reconciler.reconcile(checkout.layout) == []
 
 
 def test_G1_two_runs_at_once_and_ctrl_c(checkout: Any):
