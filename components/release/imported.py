@@ -100,30 +100,31 @@ def check(folder: Path) -> list[str]:
     return sorted([name for name in WANTED if (folder / name).is_file()] + shards(folder))
 
 
-def try_to_load(folder: Path) -> dict[str, Any]:
-    """Open model and tokenizer for real. Returns {"parameters", "context", "vocabulary"}. Raises UserError."""
+def try_to_load(folder: Path, shown: Path | None = None) -> dict[str, Any]:
+    """Open model and tokenizer for real. Returns {"parameters", "context", "vocabulary"}. Raises UserError, naming `shown`."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as bars
 
     bars.disable_progress_bar()
+    shown = shown or folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model, info = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False,
                                                            output_loading_info=True)
     except Exception as error:  # noqa: BLE001  the folder is anybody's, and each damage raises another class
-        raise UserError(f"{folder} does not open as a causal language model ({type(error).__name__}: {' '.join(str(error).split())[:200]}). "
+        raise UserError(f"{shown} does not open as a causal language model ({type(error).__name__}: {' '.join(str(error).replace(str(folder), str(shown)).split())[:200]}). "
                         "Fetch the model again") from None
     wrong = {kind: sorted(str(key) for key in keys)[:3] for kind, keys in info.items() if keys}
     if wrong:
-        raise UserError(f"{folder}: weights and config.json do not fit together ({wrong}); transformers would fill the gaps with random "
+        raise UserError(f"{shown}: weights and config.json do not fit together ({wrong}); transformers would fill the gaps with random "
                         "numbers. Fetch the model again")
     if len(tokenizer) > model.config.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has {len(tokenizer):,} tokens, the model {model.config.vocab_size:,}; they do not belong "
+        raise UserError(f"{shown}: the tokenizer has {len(tokenizer):,} tokens, the model {model.config.vocab_size:,}; they do not belong "
                         "together. Fetch both from one place")
     if any(not bool(torch.isfinite(tensor).all()) for tensor in model.parameters()):
-        raise UserError(f"{folder}: some weights are not finite numbers. Fetch the model again, or use another")
+        raise UserError(f"{shown}: some weights are not finite numbers. Fetch the model again, or use another")
     return {"parameters": sum(tensor.numel() for tensor in model.parameters()),
             "context": getattr(model.config, "max_position_embeddings", None), "vocabulary": model.config.vocab_size}
 
@@ -148,7 +149,7 @@ def bring_in(folder: Path, called: str, layout: Layout) -> tuple[str, dict[str, 
             raise UserError(f"{folder} has {size / 2**20:,.0f} MiB to copy, {partial.parent.parent} has {room / 2**20:,.0f} MiB free. Free space")
         for name in names:
             shutil.copyfile(folder / name, partial / name)
-        facts = try_to_load(partial)
+        facts = try_to_load(partial, folder)
         identity = files.sha256_bytes(files.canonical_json({name: files.sha256_file(partial / name) for name in names}).encode())
         name = f"{slug(called)}-{identity[:8]}"
         final = layout.imported / name

@@ -94,6 +94,24 @@ def test_D9_generate_runs_no_code_that_was_changed_in_the_store(served, tmp_path
         client.log_model_artifact(registry.model_id(version), str(tmp_path / "model_file.py"))
 
 
+@pytest.mark.code
+def test_a_champion_can_be_imported_as_a_base(served, monkeypatch, capsys):
+    from commands import imports
+    from components import config as settings
+    from components.operations import services
+
+    layout, _ = served
+    monkeypatch.setattr(imports, "Layout", lambda: layout)
+    monkeypatch.setattr(services, "ensure", lambda *_args, **_more: {})
+    imports.import_model("models:/used@champion")
+    base = settings.load(layout.params).corpus.base
+    assert base.startswith("used-v1-") and "used-instruct will be fine-tuned" in capsys.readouterr().out
+    assert not (layout.imported / base / "serving.json").exists()
+    with pytest.raises(UserError, match="not in the registry"):
+        imports.import_model("models:/used/99")
+    imports.import_model("none")
+
+
 def post(url: str, body: object, raw: bytes | None = None) -> tuple[int, str]:
     request = urllib.request.Request(f"{url}/invocations", data=raw if raw is not None else json.dumps(body).encode(),
                                      headers={"Content-Type": "application/json"})
