@@ -30,14 +30,17 @@ def majority(answers: list[str]) -> str:
     return min(Counter(answers).items(), key=lambda item: (-item[1], item[0]))[0] if answers else ""
 
 
-def vectorizer(language: str):
-    """TF-IDF: characters (1 to 3) for Chinese, words (1 to 2) elsewhere; logarithmic counts."""
+def vectorizer(language: str, min_documents: int):
+    """TF-IDF: characters (1 to 2) for Chinese, words (1 to 2) elsewhere; logarithmic counts.
+
+    `min_documents`: rarer terms are left out.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     if language == "zh":
-        return TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True, min_df=1)
+        return TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True, min_df=min_documents)
     # one-letter words count too: "x" and "a" are questions here
-    return TfidfVectorizer(analyzer="word", token_pattern=r"\w+", ngram_range=(1, 2), sublinear_tf=True, min_df=1)
+    return TfidfVectorizer(analyzer="word", token_pattern=r"\w+", ngram_range=(1, 2), sublinear_tf=True, min_df=min_documents)
 
 
 def tfidf_labels(texts: list[str], labels: list[str], asked: list[str], language: str) -> list[str]:
@@ -46,7 +49,8 @@ def tfidf_labels(texts: list[str], labels: list[str], asked: list[str], language
         return [majority(labels)] * len(asked)
     from sklearn.linear_model import LogisticRegression
 
-    vectors = vectorizer(language)
+    # terms of one document teach nothing about another; with few documents nearly all are such
+    vectors = vectorizer(language, min_documents=2 if len(texts) >= 200 else 1)
     try:
         known = vectors.fit_transform(texts)
     except ValueError:  # no text holds a single word
@@ -62,7 +66,7 @@ def nearest_answers(texts: list[str], answers: list[str], asked: list[str], lang
     """
     if not texts:
         return [""] * len(asked)
-    vectors = vectorizer(language)
+    vectors = vectorizer(language, min_documents=1)
     try:
         known = vectors.fit_transform(texts)
     except ValueError:

@@ -77,8 +77,8 @@ def bars(title: str, rows: list[Bar], *, unit: str, width: int = 640) -> str:
         end = bar.value
         if bar.low is not None and bar.high is not None:
             x1, x2, middle = left + bar.low * scale, left + bar.high * scale, y + row_height / 2
-            body.append(f'<path d="M{x1:.1f} {middle - 4}V{middle + 4}M{x1:.1f} {middle}H{x2:.1f}M{x2:.1f} {middle - 4}V{middle + 4}" '
-                        f'stroke="{INK}" fill="none"/>')
+            whisker = f"M{x1:.1f} {middle - 4}V{middle + 4}M{x1:.1f} {middle}H{x2:.1f}M{x2:.1f} {middle - 4}V{middle + 4}"
+            body += [f'<path d="{whisker}" stroke="{stroke}" stroke-width="{thick}" fill="none"/>' for stroke, thick in (("#fff", 3), (INK, 1))]
             end = max(end, bar.high)
         body.append(_text(left + end * scale + 8, y + 19, f"{bar.value:.3f}"))
     return _svg(width, height, title, body)

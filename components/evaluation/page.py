@@ -10,18 +10,19 @@ PAGE = """\
 <style>
 :root { --ink: #222; --quiet: #5f6670; --line: #d9dde2; --model: #0072B2; --wash: #f5f7f9; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 62rem; color: var(--ink); background: #fff;
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 66rem; color: var(--ink); background: #fff;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "PingFang SC", "Microsoft YaHei",
   "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei", sans-serif; }
 h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-top: .8rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.6rem 0 .5rem; }
 p, li { max-width: 46rem; }
+.summary { font-size: .86rem; } .summary th, .summary td { padding: .32rem .55rem; } .summary td:nth-last-child(3) { white-space: nowrap; } .summary tr.first td { border-top: 1px solid #9aa3ad; }
 .quiet, caption, .unit { color: var(--quiet); font-size: .88rem; }
 nav a { margin-right: 1rem; white-space: nowrap; }
 a { color: var(--model); }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: .6rem 0 1rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin: .6rem 0 1rem; font-variant-numeric: tabular-nums; font-size: .93rem; }
 caption { text-align: left; padding-bottom: .35rem; }
 th, td { padding: .34rem .75rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { font-weight: 600; font-size: .88rem; color: var(--quiet); }
@@ -32,7 +33,7 @@ figure { margin: .8rem 0; } figure svg { width: 100%; max-width: 44rem; height: 
 .text { white-space: pre-wrap; overflow-wrap: anywhere; }
 .sample { border: 1px solid var(--line); border-radius: 6px; padding: .7rem .9rem; margin: .6rem 0; background: var(--wash); max-width: 52rem; }
 .sample b { font-weight: 600; } .sample .made { color: var(--model); }
-.matrix td { text-align: right; } .matrix th.side { text-align: right; }
+.matrix td { text-align: right; } .matrix caption { width: max-content; max-width: 40rem; caption-side: bottom; padding-top: .3rem; } .matrix th.side { text-align: right; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.2rem; max-width: 56rem; }
 dt { font-weight: 600; } dd { margin: 0; }
 @media (max-width: 640px) { dl { display: block; } dd { margin-bottom: .6rem; } }
@@ -49,11 +50,11 @@ dt { font-weight: 600; } dd { margin: 0; }
 </header>
 
 <h2 id="summary">Summary</h2>
-<div class="scroll"><table>
+<div class="scroll"><table class="summary">
 <caption>Each figure with its {{ confidence }} interval ({{ bootstrap_samples }} bootstrap draws of documents or records). The difference is of model and baseline on the same items, drawn together.</caption>
-<tr><th>What</th><th>Language</th><th class="n">Model</th><th>Baseline</th><th class="n">Baseline's figure</th><th class="n">Model − baseline</th><th>Better is</th></tr>
-{% for row in summary %}<tr><td>{{ row.what }}</td><td>{{ row.language }}</td><td class="n">{{ row.model }}</td><td>{{ row.baseline }}</td><td class="n">{{ row.figure }}</td><td class="n">{{ row.difference }}</td><td>{{ row.better }}</td></tr>
-{% endfor %}</table></div>
+<tr><th>What</th><th>Language</th><th class="n">Model</th><th>Baseline</th><th class="n">Its figure</th><th class="n">Model − baseline</th></tr>
+{% for group in summary %}{% for row in group["rows"] %}<tr{% if loop.first %} class="first"{% endif %}>{% if loop.first %}<td rowspan="{{ group["rows"] | length }}">{{ group.what }}<br><span class="quiet">{{ group.better }} is better</span></td><td rowspan="{{ group["rows"] | length }}">{{ group.language }}</td><td class="n" rowspan="{{ group["rows"] | length }}"><b>{{ group.model }}</b></td>{% endif %}<td>{{ row.baseline }}</td><td class="n">{{ row.figure }}</td><td class="n">{{ row.difference }}</td></tr>
+{% endfor %}{% endfor %}</table></div>
 
 <h2 id="language">Language modelling</h2>
 <p>{{ language_sentence }}</p>

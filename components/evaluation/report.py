@@ -20,7 +20,7 @@ def render(name: str, evaluation: dict[str, Any], samples: dict[str, Any], curve
     environment = Environment(autoescape=True, trim_blocks=False)
     return environment.from_string(PAGE).render(
         name=name, subtitle=_subtitle(evaluation), confidence=f"{settings['confidence']:.0%}", bootstrap_samples=f"{settings['bootstrap_samples']:,}",
-        summary=[*_language_rows(evaluation), *_application_rows(evaluation)],
+        summary=[*_language_groups(evaluation), *_application_groups(evaluation)],
         language_sentence=f"{evaluation['definitions']['bits_per_byte']} {evaluation['definitions']['context']}",
         language_modelling=[_language_part(code, part) for code, part in evaluation["language_modelling"].items()],
         applications=[_application_part(application, code, part) for application, code, part in _applications(evaluation)],
@@ -50,34 +50,42 @@ def _figure(interval: dict[str, float], digits: int = 3) -> str:
     return f"{interval['value']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"
 
 
-def _signed(interval: dict[str, float] | None) -> str:
-    return f"{interval['value']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]" if interval else NONE
+def _signed(interval: dict[str, float]) -> str:
+    if "low" not in interval:
+        return f"{interval['value']:+.3f}"
+    return f"{interval['value']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"
+
+
+def _ordered(baselines: dict[str, Any]) -> dict[str, Any]:
+    """In the order of SCORERS, whatever order the file had."""
+    return dict(sorted(baselines.items(), key=lambda entry: list(SCORERS).index(entry[0])))
 
 
 def _applications(evaluation: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     return [(application, code, part) for application, by_language in evaluation["applications"].items() for code, part in by_language.items()]
 
 
-def _language_rows(evaluation: dict[str, Any]) -> list[dict[str, str]]:
-    rows = []
+def _language_groups(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each language the model and what it is held against."""
+    groups = []
     for code, part in evaluation["language_modelling"].items():
-        for name, baseline in part["baselines"].items():
-            rows.append({"what": "Bits per byte", "language": LANGUAGES.get(code, code), "model": _figure(part["model"]["bits_per_byte"]),
-                         "baseline": SCORERS[name], "figure": _figure(baseline["bits_per_byte"]),
-                         "difference": _signed(baseline.get("model_minus_baseline")) if name != "xz"
-                         else f"{part['model']['bits_per_byte']['value'] - baseline['bits_per_byte']['value']:+.3f}", "better": "lower"})
-    return rows
+        model = part["model"]["bits_per_byte"]
+        rows = [{"baseline": SCORERS[name], "figure": _figure(baseline["bits_per_byte"]),
+                 "difference": _signed(baseline.get("model_minus_baseline") or {"value": model["value"] - baseline["bits_per_byte"]["value"]})}
+                for name, baseline in _ordered(part["baselines"]).items()]
+        groups.append({"what": "Bits per byte", "better": "lower", "language": LANGUAGES.get(code, code), "model": _figure(model), "rows": rows})
+    return groups
 
 
-def _application_rows(evaluation: dict[str, Any]) -> list[dict[str, str]]:
-    rows = []
+def _application_groups(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    groups = []
     for application, code, part in _applications(evaluation):
         metric = part["headline"]
-        for name, baseline in part["baselines"].items():
-            rows.append({"what": f"{_words(application)}: {METRIC_NAMES[metric]}", "language": LANGUAGES.get(code, code),
-                         "model": _figure(part["model"][metric]), "baseline": SCORERS[name], "figure": _figure(baseline[metric]),
-                         "difference": _signed(baseline["model_minus_baseline"][metric]), "better": "higher"})
-    return rows
+        rows = [{"baseline": SCORERS[name], "figure": _figure(baseline[metric]), "difference": _signed(baseline["model_minus_baseline"][metric])}
+                for name, baseline in _ordered(part["baselines"]).items()]
+        groups.append({"what": f"{_words(application)}: {METRIC_NAMES[metric]}", "better": "higher", "language": LANGUAGES.get(code, code),
+                       "model": _figure(part["model"][metric]), "rows": rows})
+    return groups
 
 
 def _words(application: str) -> str:
@@ -85,7 +93,7 @@ def _words(application: str) -> str:
 
 
 def _language_part(code: str, part: dict[str, Any]) -> dict[str, Any]:
-    scorers = {"model": part["model"], **part["baselines"]}
+    scorers = {"model": part["model"], **_ordered(part["baselines"])}
     drawn = [Bar(SCORERS[name], s["bits_per_byte"]["value"], s["bits_per_byte"].get("low"), s["bits_per_byte"].get("high"), name == "model")
              for name, s in scorers.items()]
     language = LANGUAGES.get(code, code)
@@ -100,7 +108,7 @@ def _language_part(code: str, part: dict[str, Any]) -> dict[str, Any]:
 
 def _application_part(application: str, code: str, part: dict[str, Any]) -> dict[str, Any]:
     metrics = list(part["model"])
-    scorers = {"model": part["model"], **part["baselines"]}
+    scorers = {"model": part["model"], **_ordered(part["baselines"])}
     rows = [{"name": SCORERS[name], "is_model": name == "model", "cells": [_figure(scores[m]) for m in metrics]} for name, scores in scorers.items()]
     return {"title": f"{_words(application)}, {LANGUAGES.get(code, code)}", "metrics": [METRIC_NAMES[m] for m in metrics], "rows": rows,
             "subtitle": f"{part['records']:,} test records; the baselines learned from {part['training_records']:,} training records",

@@ -34,17 +34,17 @@ class Row:
 def exact(threads: int) -> Iterator[None]:
     """Pinned threads, deterministic algorithms, no gradients; what was set before comes back."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, CUDA refuses to be deterministic
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
     keep_memory()
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # what use_deterministic_algorithms does, without its import of the compiler (2 s)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads memory that nobody wrote
     try:
         with torch.inference_mode():
             yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+        torch.set_deterministic_debug_mode(before[1])
         torch.utils.deterministic.fill_uninitialized_memory = before[2]
 
 

@@ -37,7 +37,7 @@ def definitions(config: Config) -> dict[str, str]:
                            "if the model saw every token at least once, on all of them.",
         "xz": "Bytes of `xz -9e` of the test documents alone, joined by newlines, times 8, by their bytes: a compressor that has learned nothing before.",
         "majority": "The most frequent answer of the training records, always.",
-        "tfidf_logistic_regression": "Logistic regression on TF-IDF of the training records (characters, 1 to 3, for Chinese; words, 1 to 2, elsewhere).",
+        "tfidf_logistic_regression": "Logistic regression on TF-IDF of the training records (one and two characters for Chinese, one and two words elsewhere).",
         "nearest_question": "The answer of the training record whose prompt has the highest cosine of TF-IDF vectors.",
         "accuracy": "Share of records whose label is right. The model answers with the label whose text is likeliest after the prompt.",
         "f1": "Harmonic mean of precision and recall of a label, averaged over the labels that the test records expect, each alike. "
