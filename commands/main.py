@@ -15,15 +15,15 @@ from components.layout import ROOT
 EXAMPLES = """
 [bold]Examples[/bold]
 
-  lmworks run                                  the whole chain: text to champion
+  lmworks run                                 text to champion
 
-  lmworks use tiny --corpus ./my-texts         your own text (txt, md, jsonl, csv, parquet, gz)
+  lmworks use tiny --corpus ./my-texts        your own text
 
-  lmworks run --dry-run                        what would run, and why
+  lmworks run --dry-run                       what would run, and why
 
-  lmworks generate "The king" --seed 1         ask the champion
+  lmworks generate "The king" --seed 1        ask the champion
 
-  lmworks status                               servers, last run, champions
+  lmworks status                              servers, last run, champions
 """
 
 app = typer.Typer(name="lmworks", help="From raw text to a served, accountable language model.", epilog=EXAMPLES,
@@ -57,7 +57,7 @@ def main() -> None:
 
     try:
         check_checkout()
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="lmworks")
     except UserError as error:
         typer.secho("lmworks: ", fg="red", bold=True, nl=False, err=True)
         typer.echo(str(error), err=True)

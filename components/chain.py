@@ -67,10 +67,10 @@ STAGES = (
           sources=("corpus.digest", "records.digest", "base.digest")),
     Stage(name="ingest", deps=("sources/corpus", "sources/records"), outs=("raw",), params=("corpus", "validation"),
           versions=("pyarrow", "great-expectations"), checked=True),
-    Stage(name="clean", deps=("raw",), outs=("clean",), params=("cleaning", "splits", "validation"),
+    Stage(name="clean", deps=("raw",), outs=("clean",), params=("cleaning", "splits", "validation", "corpus.base"),
           versions=("pyarrow", "numpy", "ftfy", "great-expectations"), checked=True),
     Stage(name="tokenizer", deps=("clean", "sources/base"), outs=("tokenizer",), params=("tokenizer",), versions=("tokenizers",)),
-    Stage(name="shards", deps=("clean", "tokenizer"), outs=("tokens",), params=("validation",),
+    Stage(name="shards", deps=("clean", "tokenizer"), outs=("tokens",), params=("validation", "corpus.base"),
           versions=("tokenizers", "numpy", "great-expectations"), checked=True),
     Stage(name="pretrain", deps=("tokens", "tokenizer", "sources/base"), outs=("pretrained",), params=("seed", "model", "training"),
           versions=("torch", "safetensors"), metrics=("pretrained/metrics.json",)),
@@ -276,7 +276,9 @@ def main(argv: list[str]) -> int:
     stage = BY_NAME[argv[0]]
     die_with_parent()
     stop.install()
-    # SIGHUP (a closed terminal) ends like SIGTERM
+    from components.operations import environment
+
+    environment.apply(layout)  # a bare `dvc repro` gets the same quiet, pinned environment
     started_s = time.monotonic()
     outcome: dict[str, Any] = {"stage": stage.name, "exit_code": 1, "message": "it ended without a word"}
     try:
