@@ -16,6 +16,7 @@ from typing import Any
 
 from components import files
 from components.config import Config
+from components.errors import Damaged
 from components.layout import Layout
 from components.release import evidence
 from components.release.registry import EVALUATION, WEIGHTS
@@ -50,14 +51,13 @@ class Subject:
 
 
 def weights_of(out: Path) -> str:
-    """The weights hash of a published model, from its manifest (the file itself is not read).
-
-    One file: its sha256. Shards: sha256 of the canonical JSON of {file: sha256}. Raises Damaged.
-    """
+    """What `files.weights_sha256` gives for the model of a published folder, from its manifest: nothing is hashed again. Raises Damaged."""
     listed = files.read_manifest(out)["files"]
     shards = {name.removeprefix("model/"): entry["sha256"] for name, entry in listed.items()
               if name.startswith("model/") and name.endswith(".safetensors")}
-    return shards["model.safetensors"] if set(shards) == {"model.safetensors"} else files.sha256_bytes(files.canonical_json(shards).encode())
+    if not shards:
+        raise Damaged(f"{out} lists no *.safetensors file. Run: lmworks run")
+    return next(iter(shards.values())) if len(shards) == 1 else files.sha256_bytes(files.canonical_json(shards).encode())
 
 
 def subjects(config: Config, layout: Layout) -> list[Subject]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components import files
+from components import files, tracking
 from components.config import Config
 from components.errors import Damaged, UserError
 from components.layout import Layout
@@ -56,7 +56,8 @@ def release(config: Config, layout: Layout, *, say: Say = say_line) -> list[Deci
     """
     client = registry.client(layout)
     registry.check_name(config, layout)
-    checked = verified_files(config, layout)
+    checked = verified_files(layout)
+    tracking.drain(layout)  # the run that trained must be known here before it is looked for
     experiment = lineage.experiment_id(client, config.name)
     decisions: list[Decision] = []
     for subject in lineage.subjects(config, layout):
@@ -65,13 +66,20 @@ def release(config: Config, layout: Layout, *, say: Say = say_line) -> list[Deci
     return decisions
 
 
-def verified_files(config: Config, layout: Layout) -> tuple[str | None, int]:
+def verified_files(layout: Layout) -> tuple[str | None, int]:
     """(what the manifest of the tokens refused, or None; how many files were hashed).
 
-    Raises Damaged where a model or the evaluation is at fault: those bytes cannot be released at all.
+    Raises Damaged where a model or the evaluation is at fault, or the evaluation is of other weights (H3): those cannot be
+    released at all.
     """
     folders = [layout.pretrained, layout.finetuned, layout.evaluation]
     count = sum(len(files.verify_manifest(folder)["files"]) for folder in folders)
+    judged = files.read_json(layout.evaluation / "evaluation.json")["models"]
+    for kind, out in (("base", layout.pretrained), ("instruct", layout.finetuned)):
+        found, wanted = judged[kind]["weights_sha256"], lineage.weights_of(out)
+        if found != wanted:
+            raise Damaged(f"{layout.evaluation / 'evaluation.json'} judged other weights than {out / 'model'}: sha256 {found} judged, {wanted} there. "
+                          "Run: lmworks run")
     try:
         return None, count + len(files.verify_manifest(layout.tokens)["files"])
     except Damaged as error:

@@ -77,7 +77,8 @@ def evaluate(layout: Layout, config: Config, *, unigram_above: float = 1.0, majo
     scores = {"f1": {"value": .4, "low": .3, "high": .5}, "accuracy": {"value": .5, "low": .4, "high": .6}}
     applications = {"classification": {"zh": {"records": 4, "headline": "f1", "model": scores, "baselines": {
         "majority": {"f1": {"value": majority_f1, "low": majority_f1, "high": majority_f1}}}}}}
-    files.write_json(out / "evaluation.json", {"language_modelling": modelling, "applications": applications})
+    models = {kind: {"weights_sha256": files.weights_sha256(folder / "model")} for kind, folder in (("base", layout.pretrained), ("instruct", layout.finetuned))}
+    files.write_json(out / "evaluation.json", {"models": models, "language_modelling": modelling, "applications": applications})
     files.write_json(out / "metrics.json", {"eval/bits_per_byte_zh": modelling["zh"]["model"]["bits_per_byte"]["value"], "eval/f1_classification_zh": .4})
     files.write_json(out / "samples.json", [])
     files.write_atomic(out / "report.html", "<!doctype html><title>report</title>")

@@ -208,6 +208,20 @@ def test_D3_damaged_model_is_not_released(mlflow_url, tmp_path):
     assert registry.registered(layout, "damaged") is None
 
 
+def test_H3_evaluation_of_another_model_is_refused(mlflow_url, tmp_path):
+    config = checkout.configuration(name="borrowed")
+    layout = checkout.make(tmp_path, config)
+    checkout.write_model(layout.pretrained, seed=9)
+    with pytest.raises(Damaged, match="judged other weights"):
+        releasing.release(config, layout)
+    assert registry.registered(layout, "borrowed") is None
+
+
+def test_weights_hash_is_that_of_files(first):
+    _, layout, _, _ = first
+    assert lineage.weights_of(layout.pretrained) == files.weights_sha256(layout.pretrained / "model")
+
+
 def test_H1_half_written_files_are_never_registered(mlflow_url, tmp_path, monkeypatch):
     import mlflow
 
