@@ -110,4 +110,4 @@ class Optimizers:
         for key, value in tensors.items():
             what, _, name = key.partition("/")
             part, p = parameters[name]
-            part.state[p][what] = value if value.ndim == 0 else value.to(p.device)
+            part.state[p][what] = value.to(p.device)
