@@ -93,20 +93,20 @@ def data_section(config: Config, layout: Layout) -> str:
     return "\n\n".join(lines)
 
 
-def usage(subject: Subject, tracking_uri: str) -> str:
+def usage(subject: Subject, tracking_uri: str, uri: str) -> str:
     prompt = "The king" if subject.kind == "base" else "What is the default of axis?"
     return f"""```python
 import mlflow  # beside it: torch and transformers; nothing of lmworks
 
 mlflow.set_tracking_uri("{tracking_uri}")
-model = mlflow.pyfunc.load_model("models:/{subject.name}@champion")
+model = mlflow.pyfunc.load_model("{uri}")
 print(model.predict(["{prompt}"], params={{"max_new_tokens": 40, "temperature": 0.8, "seed": 1}})[0])
 ```
 
 As a server, and asked with curl:
 
 ```sh
-MLFLOW_TRACKING_URI={tracking_uri} mlflow models serve -m models:/{subject.name}@champion --env-manager local -h 127.0.0.1 -p 5330
+MLFLOW_TRACKING_URI={tracking_uri} mlflow models serve -m {uri} --env-manager local -h 127.0.0.1 -p 5330
 curl -s http://127.0.0.1:5330/invocations -H 'Content-Type: application/json' \\
   -d '{{"inputs": ["{prompt}"], "params": {{"max_new_tokens": 40, "temperature": 0.8, "seed": 1}}}}'
 ```
@@ -130,9 +130,9 @@ def limitations(subject: Subject, config: Config, training: dict[str, Any]) -> s
     return "\n".join(lines)
 
 
-BIAS = ("The model repeats the views of its texts. The embedded ones are plays of about 1600 with the roles that they give to women, servants and "
-        "foreigners; hotel and shop reviews, more of them favourable than not; and technical prose. Chinese and English get about the same number of bytes; "
-        "other languages are hardly there. No bias benchmark was run for this version.")
+BIAS = ("The model repeats the views of its texts. The embedded ones are plays of about 1600, with the roles that they give to women, servants and "
+        "foreigners; reviews by customers; and technical prose. The table above says how much of each language there is; languages other than "
+        "Chinese and English are hardly there. No bias benchmark was run for this version.")
 OWN_BIAS = ("The model repeats the views of its texts, whatever they are. Nobody looked at them for balance, and no bias benchmark was run for "
             "this version. Read a sample of the corpus before the model meets other people.")
 
@@ -151,7 +151,7 @@ def card(subject: Subject, version: str, config: Config, layout: Layout, criteri
     verdict = "passed: it may be champion" if gates.passes(criteria) else "did not pass: it stays a candidate"
     return "\n\n".join([
         f"# {subject.name}, version {version}", escape(headline(subject, config)), *base_notice(config, unpromoted_base),
-        "## How to call it", usage(subject, tracking_uri),
+        "## How to call it", usage(subject, tracking_uri, f"models:/{subject.name}" + ("@champion" if gates.passes(criteria) else f"/{version}")),
         "## How good it is", evaluation_table(subject, evaluation),
         f"## Its gate: {verdict}", gate_table(criteria),
         "## What it learned from", data_section(config, layout),
