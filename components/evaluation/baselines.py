@@ -48,6 +48,7 @@ def tfidf_labels(texts: list[str], labels: list[str], asked: list[str], language
     if len(set(labels)) < 2:
         return [majority(labels)] * len(asked)
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     # terms of one document teach nothing about another; with few documents nearly all are such
     vectors = vectorizer(language, min_documents=2 if len(texts) >= 200 else 1)
@@ -56,7 +57,8 @@ def tfidf_labels(texts: list[str], labels: list[str], asked: list[str], language
     except ValueError:  # no text holds a single word
         return [majority(labels)] * len(asked)
     model = LogisticRegression(C=10.0, max_iter=300, solver="lbfgs", tol=1e-3)
-    return [str(label) for label in model.fit(known, labels).predict(vectors.transform(asked))]
+    with threadpool_limits(1):  # vectors this short are slower on many threads, by far when cores are shared
+        return [str(label) for label in model.fit(known, labels).predict(vectors.transform(asked))]
 
 
 def nearest_answers(texts: list[str], answers: list[str], asked: list[str], language: str) -> list[str]:
