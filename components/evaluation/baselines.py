@@ -14,8 +14,10 @@ import numpy as np
 
 def unigram_nats(training: list[np.ndarray], documents: list[np.ndarray], vocab_size: int) -> np.ndarray:
     """-log p of each document in nats; p = (count in training + 1) / (tokens in training + vocabulary)."""
-    counts_V = np.bincount(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in training] or [np.zeros(0, np.int64)]),
-                           minlength=vocab_size)
+    counts_V = np.bincount(
+        np.concatenate([np.asarray(ids, dtype=np.int64) for ids in training] or [np.zeros(0, np.int64)]),
+        minlength=vocab_size,
+    )
     nats_V = -np.log((counts_V + 1) / (counts_V.sum() + vocab_size))
     return np.array([float(nats_V[np.asarray(ids, dtype=np.int64)].sum()) for ids in documents])
 
@@ -40,7 +42,9 @@ def vectorizer(language: str, min_documents: int):
     if language == "zh":
         return TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True, min_df=min_documents)
     # one-letter words count too: "x" and "a" are questions here
-    return TfidfVectorizer(analyzer="word", token_pattern=r"\w+", ngram_range=(1, 2), sublinear_tf=True, min_df=min_documents)
+    return TfidfVectorizer(
+        analyzer="word", token_pattern=r"\w+", ngram_range=(1, 2), sublinear_tf=True, min_df=min_documents
+    )
 
 
 def tfidf_labels(texts: list[str], labels: list[str], asked: list[str], language: str) -> list[str]:
@@ -77,7 +81,7 @@ def nearest_answers(texts: list[str], answers: list[str], asked: list[str], lang
     rows = 64  # dense similarities of this many questions are held at once
     questions = vectors.transform(asked)
     for start in range(0, len(asked), rows):
-        similarity = (questions[start:start + rows] @ known.T).toarray().round(9)
+        similarity = (questions[start : start + rows] @ known.T).toarray().round(9)
         best = similarity.argmax(axis=1)
         found += [answers[b] if similarity[i, b] > 0 else fallback for i, b in enumerate(best)]
     return found

@@ -52,8 +52,10 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 1
 
 
 def _svg(width: int, height: int, title: str, body: list[str]) -> str:
-    return (f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title, quote=True)}" '
-            f'xmlns="http://www.w3.org/2000/svg" font-family="inherit"><title>{escape(title)}</title>{"".join(body)}</svg>')
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title, quote=True)}" '
+        f'xmlns="http://www.w3.org/2000/svg" font-family="inherit"><title>{escape(title)}</title>{"".join(body)}</svg>'
+    )
 
 
 def bars(title: str, rows: list[Bar], *, unit: str, width: int = 640) -> str:
@@ -73,18 +75,25 @@ def bars(title: str, rows: list[Bar], *, unit: str, width: int = 640) -> str:
         y = top + row_height * i
         colour = MODEL_COLOUR if bar.is_model else "#b8b8b8"
         body.append(_text(left - 8, y + 19, bar.label, anchor="end"))
-        body.append(f'<rect x="{left}" y="{y + 5}" width="{max(bar.value, 0) * scale:.1f}" height="{row_height - 11}" fill="{colour}"/>')
+        body.append(
+            f'<rect x="{left}" y="{y + 5}" width="{max(bar.value, 0) * scale:.1f}" height="{row_height - 11}" fill="{colour}"/>'
+        )
         end = bar.value
         if bar.low is not None and bar.high is not None:
             x1, x2, middle = left + bar.low * scale, left + bar.high * scale, y + row_height / 2
             whisker = f"M{x1:.1f} {middle - 4}V{middle + 4}M{x1:.1f} {middle}H{x2:.1f}M{x2:.1f} {middle - 4}V{middle + 4}"
-            body += [f'<path d="{whisker}" stroke="{stroke}" stroke-width="{thick}" fill="none"/>' for stroke, thick in (("#fff", 3), (INK, 1))]
+            body += [
+                f'<path d="{whisker}" stroke="{stroke}" stroke-width="{thick}" fill="none"/>'
+                for stroke, thick in (("#fff", 3), (INK, 1))
+            ]
             end = max(end, bar.high)
         body.append(_text(left + end * scale + 8, y + 19, f"{bar.value:.3f}"))
     return _svg(width, height, title, body)
 
 
-def lines(title: str, series: list[Line], *, x_label: str, y_label: str, width: int = 640, height: int = 280) -> str:
+def lines(
+    title: str, series: list[Line], *, x_label: str, y_label: str, width: int = 640, height: int = 280
+) -> str:
     """Lines over a common x, named at the right in their colour; the first is the blue one."""
     series = [s for s in series if s.points]
     if not series:
@@ -105,7 +114,9 @@ def lines(title: str, series: list[Line], *, x_label: str, y_label: str, width: 
         body.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GRID}"/>')
         body.append(_text(left - 6, y + 4, number(tick), anchor="end", size=11))
     for tick in ticks(x_low, x_high):
-        body.append(_text(place(tick, y_low)[0], height - bottom + 16, number(tick), anchor="middle", size=11))
+        body.append(
+            _text(place(tick, y_low)[0], height - bottom + 16, number(tick), anchor="middle", size=11)
+        )
     body.append(_text((left + width - right) / 2, height - 6, x_label, anchor="middle", size=11))
     body.append(_text(left, top - 1, y_label, size=11))
     names: list[float] = []

@@ -57,12 +57,19 @@ class ScoredDocuments:
 def open_model(folder: Path, config: Config) -> Judged:
     """Raises UserError without the device asked for; UserError or Damaged as `load_any` and the tokenizer do."""
     if config.evaluation.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("evaluation.device is 'cuda', but torch finds no GPU. Run: lmworks use PRESET --set evaluation.device=cpu")
+        raise UserError(
+            "evaluation.device is 'cuda', but torch finds no GPU. Run: lmworks use PRESET --set evaluation.device=cpu"
+        )
     model = load_any(folder)
     model.to(config.evaluation.device)
     tokenizer = bpe.load(folder)
-    return Judged(model=model, tokenizer=tokenizer, folder=folder, eot_id=bpe.end_of_text_id(folder, tokenizer),
-                  window=min(config.evaluation.window_tokens, model.shape.context))
+    return Judged(
+        model=model,
+        tokenizer=tokenizer,
+        folder=folder,
+        eot_id=bpe.end_of_text_id(folder, tokenizer),
+        window=min(config.evaluation.window_tokens, model.shape.context),
+    )
 
 
 def chat_tokenizer(judged: Judged) -> Any:
@@ -89,15 +96,28 @@ def select_documents(documents: list[dict[str, Any]], max_bytes: int) -> dict[st
     return dict(sorted(chosen.items()))
 
 
-def bits_per_byte(judged: Judged, texts: list[str], progress: Progress = silent) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+def bits_per_byte(
+    judged: Judged, texts: list[str], progress: Progress = silent
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """(token ids, nats, UTF-8 bytes) of each text. Call inside `scoring.exact`."""
-    tokens = [np.array(e.ids, dtype=np.int64) for e in judged.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-    nats = scoring.document_nats(judged.model, tokens, eot_id=judged.eot_id, window=judged.window, vocab_size=judged.vocab_size,
-                                 progress=progress)
+    tokens = [
+        np.array(e.ids, dtype=np.int64)
+        for e in judged.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    ]
+    nats = scoring.document_nats(
+        judged.model,
+        tokens,
+        eot_id=judged.eot_id,
+        window=judged.window,
+        vocab_size=judged.vocab_size,
+        progress=progress,
+    )
     return tokens, nats, np.array([len(text.encode()) for text in texts])
 
 
-def score_documents(judged: Judged, documents: list[dict[str, Any]], config: Config, progress: Progress = silent) -> dict[str, ScoredDocuments]:
+def score_documents(
+    judged: Judged, documents: list[dict[str, Any]], config: Config, progress: Progress = silent
+) -> dict[str, ScoredDocuments]:
     """Documents (id, text, language) as `select_documents` chooses them, scored, by language."""
     scored = {}
     with scoring.exact(config.evaluation.threads):
@@ -108,25 +128,43 @@ def score_documents(judged: Judged, documents: list[dict[str, Any]], config: Con
     return scored
 
 
-def judge_base(model_folder: Path, documents: list[dict[str, Any]], config: Config, progress: Progress = silent) -> pa.Table:
+def judge_base(
+    model_folder: Path, documents: list[dict[str, Any]], config: Config, progress: Progress = silent
+) -> pa.Table:
     """Items (metric 'nats') of a language model on test documents (id, text, language)."""
     scored = score_documents(open_model(model_folder, config), documents, config, progress)
-    return items.table(row for language, part in scored.items()
-                       for row in items.document_items("base", language, part.ids, part.nats, part.bytes_))
+    return items.table(
+        row
+        for language, part in scored.items()
+        for row in items.document_items("base", language, part.ids, part.nats, part.bytes_)
+    )
 
 
-def judge_instruct(model_folder: Path, records: list[dict[str, Any]], config: Config, progress: Progress = silent) -> pa.Table:
+def judge_instruct(
+    model_folder: Path, records: list[dict[str, Any]], config: Config, progress: Progress = silent
+) -> pa.Table:
     """Items of a fine-tuned model on the test records among `records` (rows of records.parquet, all splits).
 
     The labels of a classification and the room for an answer are those of the train records.
     """
     judged = open_model(model_folder, config)
     groups = answers.groups_of(records, config)
-    return items.table(row for group in groups for row in answers.grade("instruct", group, answer_group(judged, group, config, progress)))
+    return items.table(
+        row
+        for group in groups
+        for row in answers.grade("instruct", group, answer_group(judged, group, config, progress))
+    )
 
 
-def answer_group(judged: Judged, group: answers.Group, config: Config, progress: Progress = silent) -> list[str]:
+def answer_group(
+    judged: Judged, group: answers.Group, config: Config, progress: Progress = silent
+) -> list[str]:
     """What the model answers to each test record of one application and language."""
     with scoring.exact(config.evaluation.threads):
-        return answers.answer(judged.model, chat_tokenizer(judged), group, max_row_tokens=config.finetuning.max_row_tokens,
-                              progress=progress)
+        return answers.answer(
+            judged.model,
+            chat_tokenizer(judged),
+            group,
+            max_row_tokens=config.finetuning.max_row_tokens,
+            progress=progress,
+        )

@@ -34,7 +34,10 @@ def _cells(expected: list[str], answered: list[str], labels: list[str]) -> np.nd
     """One row a record: its cell of the confusion matrix, one-hot; shape (N, L * L)."""
     place = {label: i for i, label in enumerate(labels)}
     cells = np.zeros((len(expected), len(labels) ** 2))
-    cells[np.arange(len(expected)), [place[e] * len(labels) + place[a] for e, a in zip(expected, answered, strict=True)]] = 1
+    cells[
+        np.arange(len(expected)),
+        [place[e] * len(labels) + place[a] for e, a in zip(expected, answered, strict=True)],
+    ] = 1
     return cells
 
 
@@ -46,8 +49,11 @@ def by_label(cells_MLL: np.ndarray) -> dict[str, np.ndarray]:
     """Precision, recall and F1 of each label, shape (M, L), from confusion matrices."""
     hit = np.diagonal(cells_MLL, axis1=1, axis2=2).astype(float)
     answered, expected = cells_MLL.sum(axis=1).astype(float), cells_MLL.sum(axis=2).astype(float)
-    return {"precision": _safe_ratio(hit, answered), "recall": _safe_ratio(hit, expected),
-            "f1": _safe_ratio(2 * hit, answered + expected)}
+    return {
+        "precision": _safe_ratio(hit, answered),
+        "recall": _safe_ratio(hit, expected),
+        "f1": _safe_ratio(2 * hit, answered + expected),
+    }
 
 
 def _macro(sums_MK: np.ndarray, metric: str, wanted: list[int]) -> np.ndarray:
@@ -66,33 +72,49 @@ def _wanted(expected: list[str], labels: list[str]) -> list[int]:
 class Classification:
     """What a classifier reached on N records."""
 
-    scores: dict[str, Interval]            # accuracy, macro precision, recall and f1
+    scores: dict[str, Interval]  # accuracy, macro precision, recall and f1
     labels: list[str]
-    confusion: np.ndarray                  # (L, L): rows expected, columns answered
+    confusion: np.ndarray  # (L, L): rows expected, columns answered
     per_label: dict[str, dict[str, float]]  # label -> precision, recall, f1, support
 
 
-def classification(expected: list[str], answered: list[str], *, samples: int, confidence: float, seed: int) -> Classification:
+def classification(
+    expected: list[str], answered: list[str], *, samples: int, confidence: float, seed: int
+) -> Classification:
     """Score labels answered against labels expected, record by record."""
     labels = labels_of(expected, answered)
     cells, wanted = _cells(expected, answered, labels), _wanted(expected, labels)
-    scores = {metric: bootstrap(cells, lambda sums, m=metric: _macro(sums, m, wanted), samples=samples, confidence=confidence, seed=seed)
-              for metric in CLASSIFICATION_METRICS}
+    scores = {
+        metric: bootstrap(
+            cells,
+            lambda sums, m=metric: _macro(sums, m, wanted),
+            samples=samples,
+            confidence=confidence,
+            seed=seed,
+        )
+        for metric in CLASSIFICATION_METRICS
+    }
     matrix = confusion(expected, answered, labels)
     single = by_label(matrix[None])
-    per_label = {label: {**{m: float(single[m][0, i]) for m in single}, "support": int(matrix[i].sum())}
-                 for i, label in enumerate(labels)}
+    per_label = {
+        label: {**{m: float(single[m][0, i]) for m in single}, "support": int(matrix[i].sum())}
+        for i, label in enumerate(labels)
+    }
     return Classification(scores, labels, matrix, per_label)
 
 
-def paired_f1(expected: list[str], a: list[str], b: list[str], *, samples: int, confidence: float, seed: int) -> Interval:
+def paired_f1(
+    expected: list[str], a: list[str], b: list[str], *, samples: int, confidence: float, seed: int
+) -> Interval:
     """(difference, low, high) of macro-F1 of answers `a` minus that of `b` on the same records, drawn together."""
     labels = labels_of(expected, a, b)
-    cells, wanted = np.concatenate([_cells(expected, a, labels), _cells(expected, b, labels)], axis=1), _wanted(expected, labels)
+    cells, wanted = (
+        np.concatenate([_cells(expected, a, labels), _cells(expected, b, labels)], axis=1),
+        _wanted(expected, labels),
+    )
     half = len(labels) ** 2
 
     def difference(sums: np.ndarray) -> np.ndarray:
         return _macro(sums[:, :half], "f1", wanted) - _macro(sums[:, half:], "f1", wanted)
 
     return bootstrap(cells, difference, samples=samples, confidence=confidence, seed=seed)
-

@@ -21,23 +21,23 @@ import numpy as np
 
 MAX_ORDER = 6
 TUNING_TOKENS = 50_000  # validation tokens that the discounts are tuned on, at most
-MIN_DISCOUNT = 1e-3     # above 0, so that lower orders always get some mass
+MIN_DISCOUNT = 1e-3  # above 0, so that lower orders always get some mass
 
 
 @dataclass(frozen=True)
 class Level:
     """The n-grams of one order k. N of them; M of order k - 1, which are their contexts."""
 
-    keys_N: np.ndarray      # int64, sorted: number of the first k-1 tokens * V + last token
-    counts_N: np.ndarray    # int32, adjusted counts
-    totals_M: np.ndarray    # int64, sum of adjusted counts after each context
-    kinds_M3: np.ndarray    # int32, how many n-grams after each context have count 1, 2, 3 or more
+    keys_N: np.ndarray  # int64, sorted: number of the first k-1 tokens * V + last token
+    counts_N: np.ndarray  # int32, adjusted counts
+    totals_M: np.ndarray  # int64, sum of adjusted counts after each context
+    kinds_M3: np.ndarray  # int32, how many n-grams after each context have count 1, 2, 3 or more
 
 
 @dataclass(frozen=True)
 class NgramModel:
     levels: tuple[Level, ...]  # order 1 first
-    discounts_K3: np.ndarray   # discount of counts 1, 2, 3 or more, an order a row
+    discounts_K3: np.ndarray  # discount of counts 1, 2, 3 or more, an order a row
     vocab_size: int
     eot_id: int
     training_tokens: int
@@ -74,8 +74,13 @@ def clamp(discounts: np.ndarray) -> np.ndarray:
 
 def _level(keys_N: np.ndarray, counts_N: np.ndarray, contexts: int, vocab_size: int) -> Level:
     prefix_N = keys_N // vocab_size
-    kinds_M3 = np.stack([np.bincount(prefix_N[(counts_N == c) if c < 3 else (counts_N >= 3)], minlength=contexts)
-                         for c in (1, 2, 3)], axis=1).astype(np.int32)
+    kinds_M3 = np.stack(
+        [
+            np.bincount(prefix_N[(counts_N == c) if c < 3 else (counts_N >= 3)], minlength=contexts)
+            for c in (1, 2, 3)
+        ],
+        axis=1,
+    ).astype(np.int32)
     totals_M = np.bincount(prefix_N, weights=counts_N, minlength=contexts).astype(np.int64)
     return Level(keys_N, counts_N.astype(np.int32), totals_M, kinds_M3)
 
@@ -95,14 +100,18 @@ def train(documents: list[np.ndarray], *, order: int, vocab_size: int, eot_id: i
     number_T, unadjusted = tokens_T.copy(), []
     for k in range(2, order + 1):
         end_T = np.full(len(tokens_T), -1, dtype=np.int64)
-        end_T[:len(tokens_T) - k + 1] = tokens_T[k - 1:]
+        end_T[: len(tokens_T) - k + 1] = tokens_T[k - 1 :]
         valid_T = (number_T >= 0) & (end_T >= 0)
         if k > 2:  # an inner <|endoftext|> ends the document
             inner_T = np.roll(tokens_T, -(k - 2)) == eot_id
             valid_T &= ~inner_T
         starts = np.flatnonzero(valid_T)
-        keys_N, first, inverse, counts = np.unique(number_T[starts] * vocab_size + end_T[starts],
-                                                   return_index=True, return_inverse=True, return_counts=True)
+        keys_N, first, inverse, counts = np.unique(
+            number_T[starts] * vocab_size + end_T[starts],
+            return_index=True,
+            return_inverse=True,
+            return_counts=True,
+        )
         unadjusted.append((keys_N, starts[first], counts))
         number_T = np.full(len(tokens_T), -1, dtype=np.int64)
         number_T[starts] = inverse
@@ -110,7 +119,9 @@ def train(documents: list[np.ndarray], *, order: int, vocab_size: int, eot_id: i
     return _adjust(tokens_T, unadjusted, vocab_size, eot_id)
 
 
-def _adjust(tokens_T: np.ndarray, unadjusted: list[tuple[np.ndarray, ...]], vocab_size: int, eot_id: int) -> NgramModel:
+def _adjust(
+    tokens_T: np.ndarray, unadjusted: list[tuple[np.ndarray, ...]], vocab_size: int, eot_id: int
+) -> NgramModel:
     """Counts of occurrences to counts of distinct predecessors, below the highest order."""
     order = len(unadjusted) + 1
     unigrams = np.bincount(tokens_T[1:], minlength=vocab_size)
@@ -125,7 +136,9 @@ def _adjust(tokens_T: np.ndarray, unadjusted: list[tuple[np.ndarray, ...]], voca
             starts_above = unadjusted[k - 1][1]
             suffix = (tokens_T if k == 1 else unadjusted[k - 2][3])[starts_above + 1]
             predecessors = np.bincount(suffix, minlength=len(keys_N))
-            counts = predecessors if first is None else np.where(tokens_T[first] == eot_id, counts, predecessors)
+            counts = (
+                predecessors if first is None else np.where(tokens_T[first] == eot_id, counts, predecessors)
+            )
         levels.append(_level(keys_N, counts, contexts, vocab_size))
         contexts = len(keys_N)
     discounts = np.stack([standard_discounts(level.counts_N) for level in levels])
@@ -136,9 +149,9 @@ def _adjust(tokens_T: np.ndarray, unadjusted: list[tuple[np.ndarray, ...]], voca
 class Features:
     """What each token of a text meets at each order: all that scoring needs, discounts apart."""
 
-    counts_KT: np.ndarray   # int64, adjusted count of the n-gram
-    totals_KT: np.ndarray   # int64, of its context; 0: the context was never seen or runs over the start
-    kinds_KT3: np.ndarray   # int64
+    counts_KT: np.ndarray  # int64, adjusted count of the n-gram
+    totals_KT: np.ndarray  # int64, of its context; 0: the context was never seen or runs over the start
+    kinds_KT3: np.ndarray  # int64
     documents_T: np.ndarray  # which document the token is of
 
 
@@ -151,11 +164,17 @@ def features(model: NgramModel, documents: list[np.ndarray]) -> Features:
     at_T = np.arange(int(lengths.sum())) + documents_T + 1
     within_T = at_T - np.repeat(np.cumsum(lengths + 1) - lengths, lengths)  # tokens before it in its document
     shape = (model.order, len(at_T))
-    counts_KT, totals_KT, kinds_KT3 = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros((*shape, 3), np.int64)
+    counts_KT, totals_KT, kinds_KT3 = (
+        np.zeros(shape, np.int64),
+        np.zeros(shape, np.int64),
+        np.zeros((*shape, 3), np.int64),
+    )
     number_S = np.zeros(len(tokens_S), dtype=np.int64)  # the empty context is number 0
     for k, level in enumerate(model.levels, start=1):
         start_T = at_T - k + 1
-        reachable = np.flatnonzero(within_T + 1 >= k - 1)  # the context begins at the <|endoftext|> or after it
+        reachable = np.flatnonzero(
+            within_T + 1 >= k - 1
+        )  # the context begins at the <|endoftext|> or after it
         context = number_S[start_T[reachable]]
         seen = reachable[context >= 0]
         context = context[context >= 0]
@@ -170,7 +189,7 @@ def features(model: NgramModel, documents: list[np.ndarray]) -> Features:
 def _extend(level: Level, number_S: np.ndarray, tokens_S: np.ndarray, k: int, vocab_size: int) -> np.ndarray:
     """Number of the k-gram that starts at each place of the text; -1: not seen in training."""
     extended_S = np.full(len(tokens_S), -1, dtype=np.int64)
-    starts = np.flatnonzero(number_S[:len(tokens_S) - k + 1] >= 0)
+    starts = np.flatnonzero(number_S[: len(tokens_S) - k + 1] >= 0)
     if not len(starts) or not len(level.keys_N):
         return extended_S
     keys = number_S[starts] * vocab_size + tokens_S[starts + k - 1]
@@ -198,7 +217,9 @@ def probabilities(model: NgramModel, found: Features) -> np.ndarray:
 def document_nats(model: NgramModel, documents: list[np.ndarray]) -> np.ndarray:
     """-log p of each document's tokens, in nats; its `<|endoftext|>` at the end is not counted."""
     found = features(model, documents)
-    return np.bincount(found.documents_T, weights=-np.log(probabilities(model, found)), minlength=len(documents))
+    return np.bincount(
+        found.documents_T, weights=-np.log(probabilities(model, found)), minlength=len(documents)
+    )
 
 
 def tune(model: NgramModel, documents: list[np.ndarray]) -> NgramModel:

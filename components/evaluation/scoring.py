@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from components.training.threads import keep_memory
 
-MAX_LOGITS = 2**25       # numbers of one batch's logits: 128 MiB in float32
+MAX_LOGITS = 2**25  # numbers of one batch's logits: 128 MiB in float32
 MAX_BATCH_TOKENS = 4096  # inputs of one batch
 
 
@@ -33,11 +33,19 @@ class Row:
 @contextlib.contextmanager
 def exact(threads: int) -> Iterator[None]:
     """Pinned threads, deterministic algorithms, no gradients; what was set before comes back."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, CUDA refuses to be deterministic
-    before = torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # without it, CUDA refuses to be deterministic
+    before = (
+        torch.get_num_threads(),
+        torch.get_deterministic_debug_mode(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
     keep_memory()
     torch.set_num_threads(threads)
-    torch.set_deterministic_debug_mode("error")  # what use_deterministic_algorithms does, without its import of the compiler (2 s)
+    torch.set_deterministic_debug_mode(
+        "error"
+    )  # what use_deterministic_algorithms does, without its import of the compiler (2 s)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads memory that nobody wrote
     try:
         with torch.inference_mode():
@@ -77,8 +85,14 @@ def _batches(rows: list[Row], vocab_size: int) -> Iterator[list[Row]]:
         order = order[count:]
 
 
-def row_nats(model: torch.nn.Module, rows: list[Row], owners: int, *, vocab_size: int,
-             progress: Callable[[int], None] = lambda done: None) -> np.ndarray:
+def row_nats(
+    model: torch.nn.Module,
+    rows: list[Row],
+    owners: int,
+    *,
+    vocab_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
     """Nats of the scored tokens, summed by owner; shape (owners,), float64.
 
     `model(inputs_BT, None, select_N)` gives the logits (N, V) of the flat places `select_N`. Raises
@@ -94,11 +108,15 @@ def row_nats(model: torch.nn.Module, rows: list[Row], owners: int, *, vocab_size
         inputs = np.zeros((len(batch), size), dtype=np.int64)
         targets = np.full((len(batch), size), -1, dtype=np.int64)
         for i, row in enumerate(batch):  # padding on the right: a causal model never looks there
-            inputs[i, :len(row.ids) - 1] = row.ids[:-1]
-            targets[i, row.first_scored - 1:len(row.ids) - 1] = row.ids[row.first_scored:]
+            inputs[i, : len(row.ids) - 1] = row.ids[:-1]
+            targets[i, row.first_scored - 1 : len(row.ids) - 1] = row.ids[row.first_scored :]
         scored_N = np.flatnonzero(targets.ravel() >= 0)
-        logits_NV = model(torch.from_numpy(inputs).to(device), None, torch.from_numpy(scored_N).to(device)).float()
-        losses_N = F.cross_entropy(logits_NV, torch.from_numpy(targets.ravel()[scored_N]).to(device), reduction="none")
+        logits_NV = model(
+            torch.from_numpy(inputs).to(device), None, torch.from_numpy(scored_N).to(device)
+        ).float()
+        losses_N = F.cross_entropy(
+            logits_NV, torch.from_numpy(targets.ravel()[scored_N]).to(device), reduction="none"
+        )
         owner_N = np.array([row.owner for row in batch])[scored_N // size]
         nats += np.bincount(owner_N, weights=losses_N.double().cpu().numpy(), minlength=owners)
         done += len(batch)
@@ -106,8 +124,17 @@ def row_nats(model: torch.nn.Module, rows: list[Row], owners: int, *, vocab_size
     return nats
 
 
-def document_nats(model: torch.nn.Module, documents: list[np.ndarray], *, eot_id: int, window: int, vocab_size: int,
-                  progress: Callable[[int, int], None] = lambda done, total: None) -> np.ndarray:
+def document_nats(
+    model: torch.nn.Module,
+    documents: list[np.ndarray],
+    *,
+    eot_id: int,
+    window: int,
+    vocab_size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
     """Nats of each document's tokens given its `<|endoftext|>`; see `windows` for the context."""
     rows = [row for owner, ids in enumerate(documents) for row in windows(ids, eot_id, window, owner)]
-    return row_nats(model, rows, len(documents), vocab_size=vocab_size, progress=lambda done: progress(done, len(rows)))
+    return row_nats(
+        model, rows, len(documents), vocab_size=vocab_size, progress=lambda done: progress(done, len(rows))
+    )

@@ -28,14 +28,22 @@ OTHER_OPENING_CHARS = 60
 def run(config: Config, layout: Layout) -> Report:
     documents = pq.read_table(layout.clean / "test.parquet", columns=["id", "text", "language"]).to_pylist()
     if not documents:
-        raise UserError(f"{layout.clean / 'test.parquet'} has no document, so nothing can be measured. Give more text, or raise splits.test_share")
+        raise UserError(
+            f"{layout.clean / 'test.parquet'} has no document, so nothing can be measured. Give more text, or raise splits.test_share"
+        )
     rows: list[dict[str, Any]] = []
     base, language_modelling, continuations, notes = _language_modelling(config, layout, documents, rows)
     applications, shown = _applications(config, layout, rows)
     evaluation = {
-        "models": {"base": base, "instruct": {"weights_sha256": files.weights_sha256(layout.finetuned / "model")}},
+        "models": {
+            "base": base,
+            "instruct": {"weights_sha256": files.weights_sha256(layout.finetuned / "model")},
+        },
         "settings": {**config.evaluation.model_dump(mode="json"), "seed": config.seed},
-        "language_modelling": language_modelling, "applications": applications, "definitions": summary.definitions(config)}
+        "language_modelling": language_modelling,
+        "applications": applications,
+        "definitions": summary.definitions(config),
+    }
     samples = {"continuations": continuations, "answers": shown}
     flat = summary.flat(evaluation)
     table = items.table(rows)
@@ -45,16 +53,29 @@ def run(config: Config, layout: Layout) -> Report:
     pq.write_table(table, layout.evaluation / "items.parquet", compression="zstd")
     _write_plots(layout, evaluation)
     curve = _curve(layout)
-    files.write_atomic(layout.evaluation / "report.html", report.render(config.name, evaluation, samples, curve))
-    counts = {f"{application}_{code}_records": part["records"] for application, by_language in applications.items() for code, part in by_language.items()}
-    return Report(documents_in=len(documents), documents_out=sum(part["documents"] for part in language_modelling.values()),
-                  tokens=sum(part["tokens"] for part in language_modelling.values()), counts=counts, notes=notes)
+    files.write_atomic(
+        layout.evaluation / "report.html", report.render(config.name, evaluation, samples, curve)
+    )
+    counts = {
+        f"{application}_{code}_records": part["records"]
+        for application, by_language in applications.items()
+        for code, part in by_language.items()
+    }
+    return Report(
+        documents_in=len(documents),
+        documents_out=sum(part["documents"] for part in language_modelling.values()),
+        tokens=sum(part["tokens"] for part in language_modelling.values()),
+        counts=counts,
+        notes=notes,
+    )
 
 
 # --- language modelling ----------------------------------------------------------------------------
 
-def _language_modelling(config: Config, layout: Layout, documents: list[dict[str, Any]],
-                        rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]], list[str]]:
+
+def _language_modelling(
+    config: Config, layout: Layout, documents: list[dict[str, Any]], rows: list[dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]], list[str]]:
     """(the base model, figures by language, samples, notes); items are appended to `rows`."""
     folder = layout.pretrained / "model"
     judged = judging.open_model(folder, config)
@@ -67,11 +88,22 @@ def _language_modelling(config: Config, layout: Layout, documents: list[dict[str
         found[language] = summary.language(part, nats, tokens, config)
         for name, values in {"base": part.nats, **nats}.items():
             rows += items.document_items(name, language, part.ids, values, part.bytes_)
-        bits = {name: figures["bits_per_byte"]["value"] for name, figures in {"model": found[language]["model"], **found[language]["baselines"]}.items()}
-        notes.append(f"{language}: {bits.pop('model'):.3f} bits per byte; " + ", ".join(f"{summary.SCORERS[name]} {value:.3f}" for name, value in bits.items()))
+        bits = {
+            name: figures["bits_per_byte"]["value"]
+            for name, figures in {"model": found[language]["model"], **found[language]["baselines"]}.items()
+        }
+        notes.append(
+            f"{language}: {bits.pop('model'):.3f} bits per byte; "
+            + ", ".join(f"{summary.SCORERS[name]} {value:.3f}" for name, value in bits.items())
+        )
         say(f"evaluate: {notes[-1]}")
-    base = {"imported": bool(training.get("imported")), "parameters": sum(p.numel() for p in judged.model.parameters()),
-            "tokens_seen": training.get("tokens_read"), "window_tokens": judged.window, "weights_sha256": files.weights_sha256(folder)}
+    base = {
+        "imported": bool(training.get("imported")),
+        "parameters": sum(p.numel() for p in judged.model.parameters()),
+        "tokens_seen": training.get("tokens_read"),
+        "window_tokens": judged.window,
+        "weights_sha256": files.weights_sha256(folder),
+    }
     return base, found, _continue(config, judged, scored), notes
 
 
@@ -103,11 +135,12 @@ def _documents(layout: Layout, split: str, language: str) -> list[np.ndarray]:
     if language not in shards.languages(layout.tokens, split):
         return []
     tokens, offsets = shards.open_split(layout.tokens, split, language, layout.tokenizer)
-    return [np.asarray(tokens[start:end - 1]) for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [np.asarray(tokens[start : end - 1]) for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
 
 
-def _baselines(config: Config, layout: Layout, language: str, part: judging.ScoredDocuments,
-               tokens_seen: int | None) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+def _baselines(
+    config: Config, layout: Layout, language: str, part: judging.ScoredDocuments, tokens_seen: int | None
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Nats of each document by baseline, and how many tokens each learned from."""
     index = shards.read_index(layout.tokens)
     training = _documents(layout, "train", language)
@@ -117,8 +150,12 @@ def _baselines(config: Config, layout: Layout, language: str, part: judging.Scor
     tokens = {"unigram": available}
 
     def kneser_ney(limit: int) -> np.ndarray:
-        model = ngram.train(ngram.take_tokens(training, limit), order=config.evaluation.ngram_order, vocab_size=index["vocab_size"],
-                            eot_id=index["eot_id"])
+        model = ngram.train(
+            ngram.take_tokens(training, limit),
+            order=config.evaluation.ngram_order,
+            vocab_size=index["vocab_size"],
+            eot_id=index["eot_id"],
+        )
         return ngram.document_nats(ngram.tune(model, held_out), part.tokens)
 
     tokens["kneser_ney"] = min(available, config.evaluation.ngram_max_tokens)
@@ -132,20 +169,38 @@ def _baselines(config: Config, layout: Layout, language: str, part: judging.Scor
     return nats, tokens
 
 
-def _continue(config: Config, judged: judging.Judged, scored: dict[str, judging.ScoredDocuments]) -> list[dict[str, Any]]:
+def _continue(
+    config: Config, judged: judging.Judged, scored: dict[str, judging.ScoredDocuments]
+) -> list[dict[str, Any]]:
     """How the base model goes on from the openings of the first test documents of each language."""
     samples = []
     for language, part in scored.items():
         length = OPENING_CHARS.get(language, OTHER_OPENING_CHARS)
-        chosen = [i for i, text in enumerate(part.texts) if len(text) >= 2 * length][:PROMPTS_A_LANGUAGE] or [0]
+        chosen = [i for i, text in enumerate(part.texts) if len(text) >= 2 * length][:PROMPTS_A_LANGUAGE] or [
+            0
+        ]
         openings = [_opening(part.texts[i], language, length) for i in chosen]
         prompts = [judged.tokenizer.encode(opening, add_special_tokens=False).ids for opening in openings]
         with scoring.exact(config.evaluation.threads):
-            made = answers.continuations(judged.model, prompts, max_new_tokens=config.evaluation.sample_tokens, temperatures=TEMPERATURES,
-                                         seed=config.seed, eot_id=judged.eot_id)
+            made = answers.continuations(
+                judged.model,
+                prompts,
+                max_new_tokens=config.evaluation.sample_tokens,
+                temperatures=TEMPERATURES,
+                seed=config.seed,
+                eot_id=judged.eot_id,
+            )
         for i, opening, texts in zip(chosen, openings, made, strict=True):
-            samples += [{"language": language, "document": part.ids[i], "prompt": opening, "temperature": temperature,
-                         "text": judged.tokenizer.decode(ids, skip_special_tokens=True)} for temperature, ids in zip(TEMPERATURES, texts, strict=True)]
+            samples += [
+                {
+                    "language": language,
+                    "document": part.ids[i],
+                    "prompt": opening,
+                    "temperature": temperature,
+                    "text": judged.tokenizer.decode(ids, skip_special_tokens=True),
+                }
+                for temperature, ids in zip(TEMPERATURES, texts, strict=True)
+            ]
     return samples
 
 
@@ -159,7 +214,10 @@ def _opening(text: str, language: str, length: int) -> str:
 
 # --- applications ----------------------------------------------------------------------------------
 
-def _applications(config: Config, layout: Layout, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+
+def _applications(
+    config: Config, layout: Layout, rows: list[dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(figures by application and language, answers to show); items are appended to `rows`."""
     records = pq.read_table(layout.clean / "records.parquet").to_pylist()
     groups = answers.groups_of(records, config)
@@ -168,24 +226,43 @@ def _applications(config: Config, layout: Layout, rows: list[dict[str, Any]]) ->
     judged = judging.open_model(layout.finetuned / "model", config) if groups else None
     for group in groups:
         with contextlib.ExitStack() as bars:
-            said = judging.answer_group(judged, group, config, _following(bars, f"{group.application.replace('_', ' ')} {group.language}"))
+            said = judging.answer_group(
+                judged,
+                group,
+                config,
+                _following(bars, f"{group.application.replace('_', ' ')} {group.language}"),
+            )
         others = answers.baseline_answers(group)
-        graded = {"model": answers.grade("instruct", group, said), **{n: answers.grade(n, group, a) for n, a in others.items()}}
+        graded = {
+            "model": answers.grade("instruct", group, said),
+            **{n: answers.grade(n, group, a) for n, a in others.items()},
+        }
         for part in graded.values():
             rows += part
-        found.setdefault(group.application, {})[group.language] = summary.application(group, said, others, graded, config)
+        found.setdefault(group.application, {})[group.language] = summary.application(
+            group, said, others, graded, config
+        )
         shown += _shown(group, graded["model"])
     return found, shown
 
 
 def _shown(group: answers.Group, graded: list[dict[str, Any]]) -> list[dict[str, Any]]:
     values = {row["id"]: row for row in graded if row["metric"] == group.metrics[0]}
-    return [{"application": group.application, "language": group.language, "id": record["id"], "prompt": record["prompt"],
-             "metric": group.metrics[0], **{k: values[record["id"]][k] for k in ("expected", "answer", "value")}}
-            for record in group.test[:ANSWERS_SHOWN]]
+    return [
+        {
+            "application": group.application,
+            "language": group.language,
+            "id": record["id"],
+            "prompt": record["prompt"],
+            "metric": group.metrics[0],
+            **{k: values[record["id"]][k] for k in ("expected", "answer", "value")},
+        }
+        for record in group.test[:ANSWERS_SHOWN]
+    ]
 
 
 # --- files -----------------------------------------------------------------------------------------
+
 
 def _curve(layout: Layout) -> list[dict[str, str]]:
     path = layout.pretrained / "curve.csv"
@@ -194,12 +271,29 @@ def _curve(layout: Layout) -> list[dict[str, str]]:
 
 def _write_plots(layout: Layout, evaluation: dict[str, Any]) -> None:
     """The numbers behind the pictures, for `dvc plots` and other tools."""
-    rows = [(code, name, scores["bits_per_byte"]["value"], scores["bits_per_byte"].get("low", ""), scores["bits_per_byte"].get("high", ""))
-            for code, part in evaluation["language_modelling"].items() for name, scores in {"model": part["model"], **part["baselines"]}.items()]
+    rows = [
+        (
+            code,
+            name,
+            scores["bits_per_byte"]["value"],
+            scores["bits_per_byte"].get("low", ""),
+            scores["bits_per_byte"].get("high", ""),
+        )
+        for code, part in evaluation["language_modelling"].items()
+        for name, scores in {"model": part["model"], **part["baselines"]}.items()
+    ]
     _write_csv(layout, "bits_per_byte.csv", ("language", "scorer", "bits_per_byte", "low", "high"), rows)
     for code, part in evaluation["applications"].get(answers.CLASSIFICATION, {}).items():
-        _write_csv(layout, f"confusion_{code}.csv", ("expected", "answered", "records"),
-                   [(e, a, n) for e, counts in zip(part["labels"], part["confusion"], strict=True) for a, n in zip(part["labels"], counts, strict=True)])
+        _write_csv(
+            layout,
+            f"confusion_{code}.csv",
+            ("expected", "answered", "records"),
+            [
+                (e, a, n)
+                for e, counts in zip(part["labels"], part["confusion"], strict=True)
+                for a, n in zip(part["labels"], counts, strict=True)
+            ],
+        )
 
 
 def _write_csv(layout: Layout, name: str, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
