@@ -67,7 +67,7 @@ def findings(layout: Layout) -> list[dict[str, Any]]:
     blocked = [str(f.relative_to(layout.root)) for f in (layout.root / "data", layout.work_root, layout.mlruns, layout.state, layout.root / ".dvc") if not _writable(f)]
     rows.append(_finding("writable folders", not blocked, "all" if not blocked else f"not writable: {', '.join(blocked)}", "chown them to yourself"))
     rows.append(_finding("embedded corpus", layout.packages.exists(), str(layout.packages) if layout.packages.exists() else "missing", "make setup"))
-    for name, service in services.state(layout)["services"].items():
+    for name, service in services.state(layout).items():
         where = service.get("url") or f"pid {service.get('pid', '?')}"
         found = {"up": f"up at {where}", "down": "down (lmworks up starts it)"}.get(service["state"], f"{service['state']} at {where}")
         rows.append(_finding(name, service["state"] in ("up", "down"), found, f"lmworks down --force, then lmworks up; its log: .lmworks/logs/{name}.log"))

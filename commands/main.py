@@ -53,27 +53,17 @@ def check_checkout() -> None:
 
 def main() -> None:
     """Entry point. Exit codes: 0 done (a gate's no included), 1 failed, 2 your input, 3 data blocked, 4 damaged, 75 busy, 130 stopped."""
-    import click
-
     try:
         check_checkout()
-        code = app(standalone_mode=False, prog_name="lmworks")
+        app(prog_name="lmworks")  # usage errors, --help and a broken pipe end in there
     except UserError as error:
         typer.secho("lmworks: ", fg="red", bold=True, nl=False, err=True)
         typer.echo(str(error), err=True)
-        code = error.exit_code
-    except click.exceptions.Abort:
-        code = 130
-    except KeyboardInterrupt:
-        typer.echo("lmworks: stopped; run the same command again to go on", err=True)
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 141
-    sys.exit(code or 0)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        typer.secho("lmworks: ", fg="red", bold=True, nl=False, err=True)
+        typer.echo(f"{error.filename or 'this checkout'}: {error.strerror or error}. Mend it, then run the same command again", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

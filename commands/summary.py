@@ -18,6 +18,7 @@ from components.release import evidence
 
 STYLES = {"Promoted": "bold green", "Nothing changed": "bold green", "Ready": "bold green", "Not promoted": "bold yellow", "Skipped": "bold yellow"}
 MAX_SAMPLE_CHARS = 300
+SHORT = {"kneser_ney": "5-gram", "kneser_ney_seen": "5-gram on as much text", "tfidf_logistic_regression": "TF-IDF", "nearest_question": "nearest question"}
 
 
 def nothing_changed(layout: Layout, began_s: float) -> Any:
@@ -53,12 +54,17 @@ def evaluation(layout: Layout, out: Console) -> None:
     """Both models against their baselines, with intervals."""
     figures = files.read_json(layout.evaluation / "evaluation.json")
     table = plain_table(("evaluation (test split)", "left"), ("", "left"), ("model", "right"), ("95 % interval", "right"), ("baselines", "left"))
+    seen: set[tuple[str, str]] = set()
     for kind in ("base", "instruct"):
         for row in evidence.rows(figures, kind):
+            application = (row.what.split(":")[0], row.language)
+            if application in seen:  # the headline comes first; the report has the rest
+                continue
+            seen.add(application)
             value, low, high = row.model
             best = (max if row.higher_is_better else min)(row.baselines.values(), default=None)
             ahead = best is None or (value > best if row.higher_is_better else value < best)
-            others = ", ".join(f"{evidence.SCORERS.get(name, name)} {number:.3f}" for name, number in row.baselines.items())
+            others = " · ".join(f"{SHORT.get(name, name)} {number:.3f}" for name, number in row.baselines.items())
             table.add_row(row.what, row.language, Text(f"{value:.3f}", style="green" if ahead else ""), f"{low:.3f} to {high:.3f}", Text(others, style="dim"))
     out.print(table)
 
@@ -116,11 +122,12 @@ def show(result: Any, config: Config, layout: Layout, out: Console) -> None:
     out.print()
     stages(result, out)
     finished = result.exit_code == 0 and result.release
-    if finished:
+    if finished and result.verdict != "Nothing changed":
         out.print()
         evaluation(layout, out)
         out.print()
         samples(layout, out)
+    if finished:
         out.print()
         gates(result, out)
     out.print()

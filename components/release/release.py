@@ -56,6 +56,7 @@ def release(config: Config, layout: Layout, *, say: Say = say_line) -> list[Deci
     """
     client = registry.client(layout)
     registry.check_name(config, layout)
+    tracking.drain(layout)  # a stage that ran while no server was up has only spooled its run
     checked = verified_files(layout)
     tracking.drain(layout)  # the run that trained must be known here before it is looked for
     experiment = lineage.experiment_id(client, config.name)
