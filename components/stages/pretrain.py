@@ -36,7 +36,7 @@ def run(config: Config, layout: Layout) -> Report:
     if files.read_json(layout.sources_base / "origin.json")["kind"] == "imported":
         return pass_through(layout)
     t = config.training
-    threads.prepare(t.threads, t.device)
+    threads.prepare(t.threads, t.device, compiled=t.compile)
     index = shards.read_index(layout.tokens)
     languages = shards.languages(layout.tokens, "train")
     opened = [shards.open_split(layout.tokens, "train", language, layout.tokenizer) for language in languages]

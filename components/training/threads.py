@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import sys
 
 import torch
@@ -12,12 +13,18 @@ import torch
 from components.errors import UserError
 
 
-def prepare(threads: int, device: str) -> None:
-    """Pin threads, ask for deterministic algorithms. Raises UserError if cuda is asked for and absent."""
+def prepare(threads: int, device: str, *, compiled: bool = False) -> None:
+    """Pin threads, ask for deterministic algorithms.
+
+    Raises UserError if cuda, or a C++ compiler for `training.compile`, is asked for and absent.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         built = "this torch is built for CPU only" if torch.version.cuda is None else "torch finds no GPU"
         raise UserError(f"training.device is 'cuda', but {built}. Run: lmworks use PRESET --set training.device=cpu, "
                         "or install the CUDA build: make setup TORCH=cuda")
+    if compiled and not any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++")):
+        raise UserError("training.compile needs a C++ compiler, and none is found (g++, clang++ or $CXX). Install one, or run: "
+                        "lmworks use PRESET --set training.compile=false")
     torch.set_num_threads(threads)
     if torch.get_num_interop_threads() != 1:
         with contextlib.suppress(RuntimeError):  # only before the first parallel work of the process

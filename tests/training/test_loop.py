@@ -208,3 +208,10 @@ def test_B11_cuda_asked_for_and_absent_offers_cpu():
     with pytest.raises(UserError, match="training.device=cpu") as error:
         threads.prepare(1, "cuda")
     assert error.value.exit_code == 2
+
+
+def test_compiling_without_a_compiler_is_said_before_anything_runs(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match="training.compile=false"):
+        threads.prepare(1, "cpu", compiled=True)
