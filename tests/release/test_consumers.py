@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import checkout
 import pytest
-from conftest import free_port
+from mlflow_server import free_port
 
 from components.errors import Damaged, UserError
 from components.release import registry
