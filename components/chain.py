@@ -79,7 +79,7 @@ STAGES = (
           versions=("torch", "safetensors", "tokenizers", "transformers"), metrics=("finetuned/metrics.json",)),
     Stage(name="evaluate", deps=("clean", "tokens", "tokenizer", "pretrained", "finetuned"), outs=("evaluation",),
           params=("seed", "evaluation", "finetuning.applications", "finetuning.max_row_tokens"),
-          versions=("torch", "numpy", "scikit-learn", "tokenizers", "transformers", "matplotlib"), metrics=("evaluation/metrics.json",)),
+          versions=("torch", "numpy", "scikit-learn", "tokenizers", "transformers"), metrics=("evaluation/metrics.json",)),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
 
@@ -115,6 +115,7 @@ def code_of(stage: Stage, root: Path = ROOT) -> list[str]:
 PLOTS = [
     {"data/pretrained/curve.csv": {"title": "Pretraining loss (nats a token)", "x": "step", "y": {"data/pretrained/curve.csv": ["train/loss"]}}},
     {"data/finetuned/curve.csv": {"title": "Fine-tuning loss (nats a token)", "x": "step", "y": {"data/finetuned/curve.csv": ["train/loss"]}}},
+    {"data/evaluation/plots/bits_per_byte.csv": {"title": "Bits per byte, beside baselines", "template": "bar_horizontal"}},
 ]
 
 
