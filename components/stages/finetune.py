@@ -32,7 +32,7 @@ def run(config: Config, layout: Layout) -> Report:
     threads.prepare(t.threads, t.device)
     base_folder = layout.pretrained / "model"
     imported = bool(files.read_json(layout.pretrained / "training.json")["imported"])
-    base = model.load_any(base_folder)
+    base = model.load_any(base_folder).to(t.device)
     tokenizer = open_tokenizer(layout.tokenizer)
     row_tokens = min(f.max_row_tokens, base.shape.context)
     train, validation = (choose(layout.clean / "records.parquet", split, config) for split in ("train", "validation"))
@@ -69,7 +69,7 @@ def run(config: Config, layout: Layout) -> Report:
             params=settings | {"seed": config.seed, "parameters": about["parameters"], "records": len(encoded), "steps": steps,
                                "imported": imported}, tags={})) as run_:
         curve = loop.train(
-            base, optimizers, data.batch, plan, run=run_, checkpoints=Checkpoints(layout.work / "checkpoints", layout.work.name),
+            base, optimizers, data.batch, plan, run=run_, checkpoints=Checkpoints(layout.work / "checkpoints", f"finetune {layout.work.name}"),
             validate=lambda m: {"val/loss": loop.mean_loss(m, validation_batches, t.device)} if validation_batches else {})
         folder = layout.finetuned
         model.export(base, folder / "model", eos_id=stops[-1], stop_ids=stops,

@@ -45,7 +45,7 @@ def run(config: Config, layout: Layout) -> Report:
     if data.total < 2 * t.row_tokens:
         raise UserError(f"the train split has {data.total:,} tokens; training needs at least {2 * t.row_tokens:,} (two rows). "
                         "Give more text, or fine-tune an imported base: lmworks import PATH")
-    gpt = model.build(config, index["vocab_size"])
+    gpt = model.build(config, index["vocab_size"]).to(t.device)
     optimizers = Optimizers(gpt, kind=t.optimizer, learning_rate=t.learning_rate, muon_learning_rate=t.muon_learning_rate,
                             weight_decay=t.weight_decay, betas=(t.beta1, t.beta2))
     plan = loop.Plan(
@@ -66,7 +66,7 @@ def run(config: Config, layout: Layout) -> Report:
             config, layout, stage="pretrain", name=run_name("pretrain", config, model.parameter_count(gpt), languages),
             params=settings | {"seed": config.seed, "parameters": about["parameters"], "tokens_read": read_tokens}, tags={})) as run_:
         curve = loop.train(gpt, optimizers, data.batch, plan, run=run_,
-                           checkpoints=Checkpoints(layout.work / "checkpoints", layout.work.name),
+                           checkpoints=Checkpoints(layout.work / "checkpoints", f"pretrain {layout.work.name}"),
                            validate=validation(config, layout, index))
         folder = layout.pretrained
         model.export(gpt, folder / "model", eos_id=index["eot_id"])

@@ -92,7 +92,6 @@ def train(
     Raises UserError at a loss or gradient that is not finite, before the weights change, and
     KeyboardInterrupt after SIGTERM or Ctrl-C, with a checkpoint of the last finished step.
     """
-    model.to(plan.device)
     model.compute_dtype = getattr(torch, plan.precision)
     saved = checkpoints.restore(model, optimizers)
     state = State(**{key: saved[key] for key in ("step", "curve", "pending")}) if saved else State()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,75 +38,99 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024). Matrices of one shape run as one batched product.
+class Part:
+    """Some parameters of a model under one rule. `state` maps a name such as `exp_avg` to a tensor a parameter.
 
-    A step has the root-mean-square of `lr` * sqrt(max(1, out / in)) / sqrt(columns), as in the original.
+    No torch.optim.Optimizer: creating one imports torch's compiler, a second of every start.
     """
 
-    def __init__(self, params: Iterable[Tensor], *, lr: float, weight_decay: float, momentum: float = 0.95, transposed: bool = False):
-        super().__init__(list(params), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "transposed": transposed})
+    def __init__(self, params: Sequence[Tensor], *, peak: float, weight_decay: float, state: dict[str, list[Tensor]]):
+        self.params, self.peak, self.weight_decay, self.state = list(params), peak, weight_decay, state
+
+    def step(self, lr: float) -> None:
+        raise NotImplementedError
+
+
+class AdamW(Part):
+    """Decoupled weight decay (Loshchilov and Hutter 2019), by the kernel behind torch.optim.AdamW(fused=True)."""
+
+    def __init__(self, params: Sequence[Tensor], *, peak: float, weight_decay: float, betas: tuple[float, float], eps: float = 1e-8):
+        self.betas, self.eps = betas, eps
+        super().__init__(params, peak=peak, weight_decay=weight_decay, state={
+            "exp_avg": [torch.zeros_like(p) for p in params], "exp_avg_sq": [torch.zeros_like(p) for p in params],
+            "step": [torch.zeros((), device=p.device) for p in params]})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape.setdefault(p.shape, []).append(p)
-            for shape, members in by_shape.items():
-                self._update(shape, members, group)
+    def step(self, lr: float) -> None:
+        torch._foreach_add_(self.state["step"], 1)
+        torch._fused_adamw_(
+            self.params, [p.grad for p in self.params], self.state["exp_avg"], self.state["exp_avg_sq"], [], self.state["step"], lr=lr,
+            beta1=self.betas[0], beta2=self.betas[1], weight_decay=self.weight_decay, eps=self.eps, amsgrad=False, maximize=False)
 
-    def _update(self, shape: torch.Size, members: list[Tensor], group: dict[str, Any]) -> None:
-        buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in members]
-        grads = [p.grad for p in members]
-        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-        nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
-        update = orthogonalised(torch.stack(nesterov))
-        out, width = reversed(shape) if group["transposed"] else shape
-        step = group["lr"] * max(1.0, out / width) ** 0.5
-        torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(members, list(update.float().unbind(0)), alpha=-step)
+
+class Muon(Part):
+    """Momentum, orthogonalised (Jordan et al. 2024); the parameters have one shape and run as one batched product.
+
+    A step is `lr` * sqrt(max(1, out / in)) times a matrix with singular values near 1, as in the original.
+    """
+
+    def __init__(self, params: Sequence[Tensor], *, peak: float, weight_decay: float, momentum: float = 0.95, transposed: bool = False):
+        self.momentum = momentum
+        out, width = reversed(params[0].shape) if transposed else params[0].shape
+        self.scale = max(1.0, out / width) ** 0.5
+        super().__init__(params, peak=peak, weight_decay=weight_decay, state={"momentum": [torch.zeros_like(p) for p in params]})
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        grads, buffers = [p.grad for p in self.params], self.state["momentum"]
+        torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
+        update = orthogonalised(torch.stack(torch._foreach_lerp(grads, buffers, self.momentum)))  # Nesterov's look ahead
+        torch._foreach_mul_(self.params, 1 - lr * self.weight_decay)
+        torch._foreach_add_(self.params, list(update.float().unbind(0)), alpha=-lr * self.scale)
+
+
+# Tables of vectors, not maps between spaces: Muon leaves them to AdamW.
+TABLES = ("embed_tokens.weight", "wte.weight", "wpe.weight", "lm_head.weight")
 
 
 class Optimizers:
-    """The optimizers of one model, stepped together, with one schedule and one flat state."""
+    """The optimizers of one model, stepped together, with one schedule and one flat state.
+
+    Made after the model is on its device. Matrices are decayed; norms and biases are not.
+    """
 
     def __init__(self, model: nn.Module, *, kind: str, learning_rate: float, weight_decay: float,
                  muon_learning_rate: float = 0.0, betas: tuple[float, float] = (0.9, 0.95)):
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.names = {id(p): name for name, p in named}
-        # hidden matrices only: embeddings and the output head are tables of vectors, not maps
-        tables = ("embed_tokens.weight", "wte.weight", "wpe.weight", "lm_head.weight")
-        hidden = [(name, p) for name, p in named if p.ndim == 2 and not name.endswith(tables)] if kind == "muon" else []
-        taken = {id(p) for _, p in hidden}
-        rest = [p for _, p in named if id(p) not in taken]
-        groups = [{"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
-                  {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}]
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, eps=1e-8, fused=True)]
-        for transposed in (False, True):  # GPT-2's Conv1D holds (in, out)
-            mine = [p for name, p in hidden if (".c_" in name) == transposed]
-            if mine:
-                self.parts.append(Muon(mine, lr=muon_learning_rate, weight_decay=weight_decay, transposed=transposed))
-        self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.names = {id(p): name for name, p in named.items()}
+        hidden: dict[tuple[torch.Size, bool], list[Tensor]] = {}
+        if kind == "muon":
+            for name, p in named.items():
+                if p.ndim == 2 and not name.endswith(TABLES):
+                    hidden.setdefault((p.shape, ".c_" in name), []).append(p)  # GPT-2's Conv1D holds (in, out)
+        taken = {id(p) for members in hidden.values() for p in members}
+        rest = [p for p in named.values() if id(p) not in taken]
+        self.parts: list[Part] = []
+        for members, decay in (([p for p in rest if p.ndim >= 2], weight_decay), ([p for p in rest if p.ndim < 2], 0.0)):
+            if members:
+                self.parts.append(AdamW(members, peak=learning_rate, weight_decay=decay, betas=betas))
+        for (_, transposed), members in hidden.items():
+            self.parts.append(Muon(members, peak=muon_learning_rate, weight_decay=weight_decay, transposed=transposed))
 
     def step(self, share: float) -> None:
         """One update with `share` of the peak learning rates; gradients are dropped afterwards."""
-        for part, peaks in zip(self.parts, self.peaks, strict=True):
-            for group, peak in zip(part.param_groups, peaks, strict=True):
-                group["lr"] = peak * share
-            part.step()
-            part.zero_grad(set_to_none=True)
+        for part in self.parts:
+            part.step(part.peak * share)
+            for p in part.params:
+                p.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by parameter, e.g. `exp_avg/model.norm.weight`."""
-        return {f"{what}/{self.names[id(p)]}": value for part in self.parts for p, state in part.state.items() for what, value in state.items()}
+        return {f"{what}/{self.names[id(p)]}": tensor for part in self.parts for what, tensors in part.state.items()
+                for p, tensor in zip(part.params, tensors, strict=True)}
 
+    @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Put a state of `tensors()` back."""
-        parameters = {self.names[id(p)]: (part, p) for part in self.parts for group in part.param_groups for p in group["params"]}
-        for key, value in tensors.items():
-            what, _, name = key.partition("/")
-            part, p = parameters[name]
-            part.state[p][what] = value.to(p.device)
+        for key, tensor in self.tensors().items():
+            tensor.copy_(tensors[key])

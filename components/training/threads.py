@@ -30,7 +30,7 @@ def prepare(threads: int, device: str, *, compiled: bool = False) -> None:
         with contextlib.suppress(RuntimeError):  # only before the first parallel work of the process
             torch.set_num_interop_threads(1)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms, less its import of torch's compiler: a second
     torch.utils.deterministic.fill_uninitialized_memory = False  # we read no memory that nobody wrote
     torch.backends.cuda.matmul.allow_tf32 = False
     keep_memory()

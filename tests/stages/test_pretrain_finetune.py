@@ -101,7 +101,7 @@ def stage(module, world, folder, config, **outs):
     out = {pretrain: "pretrained", finetune: "finetuned"}[module]
     target = folder / out
     target.mkdir(parents=True)
-    layout = Layout(root=world, staged={out: target, **outs}, work=folder / "work" / "key0")
+    layout = Layout(root=world, staged={out: target, **outs}, work=folder / "work" / out / "key0")
     return module.run(config, layout), layout
 
 
@@ -301,3 +301,19 @@ def test_a_tokenizer_larger_than_the_model_is_refused(trained, world, tmp_path):
     files.write_json(small / "training.json", {"imported": True})
     with pytest.raises(UserError, match="do not belong together"):
         stage(finetune, world, tmp_path, trained.config, pretrained=small)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_a_stage_imports_neither_transformers_nor_torch_s_compiler(name):
+    """Seconds of every start; only a base that the lean module cannot represent, or training.compile, needs them."""
+    import subprocess
+    import sys
+
+    from components.layout import ROOT
+
+    code = f"""import sys, torch, components.stages.{name}
+from components.training import optimizers, threads
+threads.prepare(1, "cpu")
+optimizers.Optimizers(torch.nn.Linear(2, 2), kind="adamw", learning_rate=1.0, weight_decay=0.0)
+print([m for m in ("transformers", "mlflow", "pandas", "torch._dynamo") if m in sys.modules])"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -31,11 +31,31 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape):
 def test_muon_takes_hidden_matrices_and_every_parameter_has_one_optimizer(architecture):
     model = gpt.create(gpt.Shape(architecture=architecture, vocab_size=31, n_layer=2, n_head=2, n_embd=8, n_hidden=16, context=8, tied=False), 0)
     optimizers = Optimizers(model, kind="muon", learning_rate=1e-3, weight_decay=0.1, muon_learning_rate=0.02)
-    names = [[optimizers.names[id(p)] for g in part.param_groups for p in g["params"]] for part in optimizers.parts]
-    assert sorted(sum(names, [])) == sorted(name for name, _ in model.named_parameters())
-    assert all(".layers." in n or ".h." in n for n in sum(names[1:], []))
-    for group in optimizers.parts[0].param_groups:
-        assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] > 0}
+    names = {type(part).__name__: [] for part in optimizers.parts}
+    for part in optimizers.parts:
+        names[type(part).__name__] += [optimizers.names[id(p)] for p in part.params]
+        assert {p.ndim >= 2 for p in part.params} == {part.weight_decay > 0}
+    assert sorted(names["AdamW"] + names["Muon"]) == sorted(name for name, _ in model.named_parameters())
+    assert all(".layers." in n or ".h." in n for n in names["Muon"])
+    assert not any("norm" in n or "ln_" in n or "bias" in n for n in names["Muon"])
+
+
+def test_adamw_is_torch_s_adamw_bit_for_bit():
+    model, theirs = (torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3)) for _ in range(2))
+    theirs.load_state_dict(model.state_dict())
+    ours = Optimizers(model, kind="adamw", learning_rate=3e-3, weight_decay=0.1, betas=(0.9, 0.95))
+    matrices, vectors = ([p for p in theirs.parameters() if (p.ndim == 2) == wanted] for wanted in (True, False))
+    torch_s = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+                                lr=3e-3, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    for step in range(5):
+        x = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
+        for one in (model, theirs):
+            one(x).square().sum().backward()
+        ours.step(1.0)
+        torch_s.step()
+        torch_s.zero_grad()
+    for p, q in zip(model.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(p, q)
 
 
 def test_the_state_survives_a_round_trip():
