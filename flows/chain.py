@@ -105,6 +105,10 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
     config = settings.load(layout.params)
     names = staleness.names(layout)
     chosen = selection(names, from_stage, to_stage)
+    if release and to_stage is None:
+        from components.release import registry
+
+        registry.check_name(config, layout)  # before hours of training, not after
     started_s = time.monotonic()
     if chosen and chosen[0] == names[0]:
         state = sources_task(config, layout, return_state=True)

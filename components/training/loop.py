@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from components.errors import UserError
-from components.reporting import Progress, stop
+from components.reporting import Progress, say, stop
 from components.training.batches import IGNORED, Batch
 from components.training.checkpoint import Checkpoints
 from components.training.optimizers import Optimizers, rate
@@ -95,6 +95,8 @@ def train(
     model.compute_dtype = getattr(torch, plan.precision)
     saved = checkpoints.restore(model, optimizers)
     state = State(**{key: saved[key] for key in ("step", "curve", "pending")}) if saved else State()
+    if saved:
+        say(f"{plan.name}: resumes after step {state.step} of {plan.steps}")
     forward = torch.compile(model) if plan.compile else model
     parameters = [p for p in model.parameters() if p.requires_grad]
     seen_tokens, seen_from_s = 0, time.perf_counter()
