@@ -12,12 +12,11 @@ import json
 import shutil
 import time
 
-from components.release.release import release
-
 from components import chain, files
 from components.config import load
 from components.corpus import sources
 from components.layout import Layout
+from components.release.release import release
 
 
 def main() -> None:

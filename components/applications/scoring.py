@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-WORDS = re.compile(rf"[{HAN}]|[^\W{HAN}]+")  # a Han character is a word of its own
+# a Han character is a word of its own; a number keeps its sign and its point: -1 is not 1
+WORDS = re.compile(rf"[{HAN}]|(?<!\w)-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)|[^\W{HAN}]+")
 CHRF_ORDER, CHRF_BETA = 6, 2
 
 

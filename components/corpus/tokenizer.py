@@ -86,6 +86,17 @@ def write(tokenizer: Tokenizer, folder: Path) -> None:
     write_atomic(folder / "chat_template.jinja", CHAT_TEMPLATE)
 
 
+def load_for_chat(folder: Path) -> Any:
+    """The tokenizer as `applications.chat` wants it: ours by `tokenizers` alone; one with a chat template that is
+    not ours by transformers, which costs seconds to import."""
+    template = folder / "chat_template.jinja"
+    if template.is_file() and template.read_text(encoding="utf-8") == CHAT_TEMPLATE:
+        return load(folder)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
 def load(folder: Path) -> Tokenizer:
     """The tokenizer of a folder. Text never becomes a special token: those are added by id.
 

@@ -72,16 +72,6 @@ def open_model(folder: Path, config: Config) -> Judged:
     )
 
 
-def chat_tokenizer(judged: Judged) -> Any:
-    """The tokenizer as `applications.chat` wants it; transformers is needed for a chat template that is not ours."""
-    template = judged.folder / "chat_template.jinja"
-    if template.is_file() and template.read_text(encoding="utf-8") == bpe.CHAT_TEMPLATE:
-        return judged.tokenizer
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(judged.folder, local_files_only=True)
-
-
 def select_documents(documents: list[dict[str, Any]], max_bytes: int) -> dict[str, list[dict[str, Any]]]:
     """By language, in id order, documents up to `max_bytes` of UTF-8 text, at least one."""
     chosen: dict[str, list[dict[str, Any]]] = {}
@@ -163,7 +153,7 @@ def answer_group(
     with scoring.exact(config.evaluation.threads):
         return answers.answer(
             judged.model,
-            chat_tokenizer(judged),
+            bpe.load_for_chat(judged.folder),
             group,
             max_row_tokens=config.finetuning.max_row_tokens,
             progress=progress,

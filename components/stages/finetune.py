@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 
 from components import files, tracking
 from components.applications import chat
-from components.applications.template import CHAT_TEMPLATE
 from components.config import Config, flatten
 from components.corpus import tokenizer as bpe
 from components.errors import UserError
@@ -33,7 +32,7 @@ def run(config: Config, layout: Layout) -> Report:
     base_folder = layout.pretrained / "model"
     imported = bool(files.read_json(layout.pretrained / "training.json")["imported"])
     base = model.load_any(base_folder).to(t.device)
-    tokenizer = open_tokenizer(layout.tokenizer)
+    tokenizer = bpe.load_for_chat(layout.tokenizer)
     row_tokens = min(f.max_row_tokens, base.shape.context)
     train, validation = (choose(layout.clean / "records.parquet", split, config) for split in ("train", "validation"))
     encoded, counts = chat.encode_all(train, tokenizer, row_tokens)
@@ -77,16 +76,6 @@ def run(config: Config, layout: Layout) -> Report:
         copy_files(layout.tokenizer, folder / "model")
         run_.tags["lmworks.weights_sha256"] = write_results(folder, curve, about)
     return Report(tokens=learned * f.epochs, steps=steps, counts={f"records_{reason}": n for reason, n in sorted(counts.items())})
-
-
-def open_tokenizer(folder: Path) -> Any:
-    """Ours by `tokenizers` alone; one with another chat template by transformers, which costs seconds to import."""
-    template = folder / "chat_template.jinja"
-    if template.is_file() and template.read_text(encoding="utf-8") == CHAT_TEMPLATE:
-        return bpe.load(folder)
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def choose(path: Path, split: str, config: Config) -> list[dict[str, Any]]:
