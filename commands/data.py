@@ -48,9 +48,8 @@ def accept(
 
     Example:  lmworks accept clean --reason "renamed a variable"
     """
-    from components.operations.environment import child
-
     from components import files
+    from components.operations.environment import child
 
     _known(stage)
     if not reason.strip():

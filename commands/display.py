@@ -12,7 +12,7 @@ from rich.text import Text
 
 # a stage's progress line (components/reporting.py): NAME N/TOTAL DETAIL
 PROGRESS = re.compile(r"^(\w[\w -]*?) (\d+)/(\d+) ?(.*)$")
-MARKS = {"ran": ("✓", "green"), "cached": ("·", "dim"), "restored": ("↺", "cyan"), "failed": ("✗", "red"), "skipped": ("-", "dim")}
+MARKS = {"ran": ("✓", "green"), "cached": ("·", "dim"), "restored": ("↺", "cyan"), "healed": ("+", "cyan"), "failed": ("✗", "red"), "skipped": ("-", "dim")}
 
 
 def console(stderr: bool = False) -> Console:
@@ -76,8 +76,8 @@ class Live:
     def stage_ended(self, record: Any) -> None:
         self._clear()
         mark, style = MARKS.get(record.state, ("?", ""))
-        seconds = f"{record.elapsed_s:6.1f} s" if record.state in ("ran", "restored", "failed") else f"{record.state:>8}"
-        self.out.print(Text.assemble((f"{mark} ", style), f"{record.stage:<10} {seconds}  {counts(record.summary)}"), no_wrap=True, overflow="ellipsis")
+        seconds = f"{record.elapsed_s:6.1f} s" if record.state in ("ran", "restored", "healed", "failed") else f"{record.state:>8}"
+        self.out.print(Text.assemble((f"{mark} ", style), f"{record.stage:<10} {seconds}  {'healed  ' * (record.state == 'healed')}{counts(record.summary)}"), no_wrap=True, overflow="ellipsis")
 
     def _clear(self) -> None:
         if self.bar is not None:

@@ -11,28 +11,15 @@ import typer
 from commands import display, summary
 from components import chain, files
 from components import config as settings
-from components.errors import UserError
+from components.errors import Busy, UserError
 from components.layout import Layout
 
 SMALL = ("tokenizer", "evaluation")  # published folders that even an unchanged rerun hashes again
 
 
-def check_all_versions(layout: Layout) -> None:
-    """Every stage's packages at once, before anything starts. Raises UserError."""
-    problems = set()
-    for stage in chain.STAGES:
-        try:
-            chain.check_versions(stage, layout)
-        except UserError as error:
-            problems |= set(str(error).partition(": ")[2].partition(". Run:")[0].split("; "))
-    if problems:
-        raise UserError("installed packages are not those of versions.yaml:\n" + "\n".join(f"  - {p}" for p in sorted(problems))
-                        + "\nRun: make setup (or state the new versions in versions.yaml: the stages that use them run again)")
-
-
 def unchanged(config: settings.Config, layout: Layout) -> bool:
     """Whether nothing would run and the registry agrees with the last release's receipt."""
-    if layout.unclean.exists() and any(layout.unclean.iterdir()):
+    if any(layout.unclean.glob("*.json")):
         return False
     if not layout.receipt.exists() or not layout.dvc_lock.exists():
         return False
@@ -51,8 +38,9 @@ def dry_run(layout: Layout, as_json: bool) -> None:
     from components.corpus import sources
     from components.operations.staleness import stale
 
-    sources.update(settings.load(layout.params), layout)
-    reasons = stale(layout)
+    with files.lock(layout.run_lock, what="lmworks run"):
+        sources.update(settings.load(layout.params), layout)
+        reasons = stale(layout)
     if as_json:
         typer.echo(json.dumps({name: reasons.get(name, []) for name in chain.BY_NAME}, ensure_ascii=False, indent=1))
         return
@@ -79,10 +67,8 @@ def run(
     layout = Layout()
     chain.check_interpreter()
     config = settings.load(layout.params)
-    for asked in (from_stage, to_stage):
-        if asked is not None and asked not in chain.BY_NAME:
-            raise UserError(f"no stage {asked!r}; the chain is: {', '.join(chain.BY_NAME)}")
-    check_all_versions(layout)
+    chain.selection(list(chain.BY_NAME), from_stage, to_stage)
+    chain.check_versions(chain.STAGES, layout)
     if dry:
         dry_run(layout, as_json)
         return
@@ -101,13 +87,15 @@ def run(
 
 
 def _nothing_to_do(config: settings.Config, layout: Layout) -> bool:
-    """The fast path. Damage found on the way is no reason to stop here: the run heals it or names it."""
+    """The fast path. Damage found on the way is no reason to stop here: the run heals it or names it. Raises Busy."""
     from components.corpus import sources
 
     with files.lock(layout.run_lock, what="lmworks run"):
         sources.update(config, layout)
         try:
             return unchanged(config, layout)
+        except Busy:  # a `dvc repro` in another shell: starting servers would not help
+            raise
         except UserError:
             return False
 

@@ -16,7 +16,7 @@ from components.config import Config
 from components.layout import Layout
 from components.release import evidence
 
-STYLES = {"Promoted": "bold green", "Nothing changed": "bold green", "Ready": "bold green", "Not promoted": "bold yellow", "Skipped": "bold yellow"}
+STYLES = {"Promoted": "bold green", "Nothing changed": "bold green", "Ready": "bold green", "Healed": "bold green", "Partly promoted": "bold yellow", "Not promoted": "bold yellow", "Skipped": "bold yellow"}
 MAX_SAMPLE_CHARS = 300
 SHORT = {"kneser_ney": "5-gram", "kneser_ney_seen": "5-gram on as much text", "tfidf_logistic_regression": "TF-IDF", "nearest_question": "nearest question"}
 

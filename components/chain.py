@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def check_interpreter() -> None:
     """Another Python would bring other versions, so other results. Before any import that could fail."""
+    if "/.dvc/tmp/exps/" in f"{ROOT.as_posix()}/":
+        sys.exit("lmworks: `dvc exp run` with --temp or --queue works in a copy of the checkout without what git ignores: no .venv, no "
+                 "data/packages, no checkpoints. Run the experiment in the checkout: dvc exp run -S KEY=VALUE")
     venv = ROOT / ".venv"
     if venv.exists() and Path(sys.prefix).resolve() != venv.resolve():
         sys.exit(f"lmworks: this is {sys.executable}, not the checkout's interpreter {venv / 'bin' / 'python'}. "
@@ -24,13 +27,14 @@ if __name__ == "__main__":
     check_interpreter()
 
 import ast
+import difflib
 import importlib
 import importlib.metadata
-import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +114,19 @@ def code_of(stage: Stage, root: Path = ROOT) -> list[str]:
     return sorted(seen)
 
 
+def selection(names: list[str], from_stage: str | None, to_stage: str | None) -> list[str]:
+    """The stages from `from_stage` to `to_stage`, both included. Raises UserError for a name that is none."""
+    for asked in (from_stage, to_stage):
+        if asked is not None and asked not in names:
+            near = difflib.get_close_matches(asked, names, n=1)
+            raise UserError(f"no stage {asked!r}; " + (f"did you mean {near[0]!r}? " if near else "") + f"The chain is: {', '.join(names)}")
+    start = names.index(from_stage) if from_stage else 0
+    end = names.index(to_stage) if to_stage else len(names) - 1
+    if start > end:
+        raise UserError(f"{from_stage} comes after {to_stage}; the chain is: {', '.join(names)}")
+    return names[start : end + 1]
+
+
 # --- dvc.yaml ------------------------------------------------------------------------------------
 
 PLOTS = [
@@ -155,8 +172,8 @@ def die_with_parent() -> None:
         sys.exit(143)
 
 
-def check_versions(stage: Stage, layout: Layout) -> None:
-    """The installed packages must be those that versions.yaml names. Raises UserError."""
+def wrong_versions(stage: Stage, layout: Layout) -> list[str]:
+    """The installed packages that are not those of versions.yaml, in words."""
     wanted = files.load_yaml(layout.versions)
     wrong = []
     for package in stage.versions:
@@ -164,14 +181,29 @@ def check_versions(stage: Stage, layout: Layout) -> None:
             found = importlib.metadata.version(package).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
             found = "nothing"
-        if found != str(wanted[package]):
-            wrong.append(f"{package} {found} is installed, versions.yaml says {wanted[package]}")
+        named = str(pick(wanted, package, layout.versions))
+        if found != named:
+            wrong.append(f"{package} {found} is installed, versions.yaml says {named}")
+    return wrong
+
+
+def check_versions(stages: Iterable[Stage], layout: Layout) -> None:
+    """Raises UserError that names every package of `stages` that is not installed as versions.yaml says."""
+    wrong = sorted({line for stage in stages for line in wrong_versions(stage, layout)})
     if wrong:
-        raise UserError(f"{stage.name}: {'; '.join(wrong)}. Run: make setup (or state the new version in versions.yaml: the stage then runs again)")
+        raise UserError("installed packages are not those of versions.yaml:\n" + "\n".join(f"  - {line}" for line in wrong)
+                        + "\nRun: make setup (or state the new versions in versions.yaml: the stages that use them run again)")
 
 
-def pick(tree: dict[str, Any], key: str) -> Any:
+REMEDIES = {"sources.yaml": "Run: lmworks run (it writes that file)", "params.yaml": "Run: lmworks use --upgrade",
+            "versions.yaml": "Bring the file back: git checkout versions.yaml"}
+
+
+def pick(tree: Any, key: str, path: Path) -> Any:
+    """The value of a dotted key of a YAML file. Raises UserError where the file lacks it."""
     for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            raise UserError(f"{path.name} has no {key}; it is empty, damaged or of an older version. {REMEDIES[path.name]}")
         tree = tree[part]
     return tree
 
@@ -179,45 +211,18 @@ def pick(tree: dict[str, Any], key: str) -> Any:
 def fingerprint(stage: Stage, config: Config, layout: Layout) -> dict[str, Any]:
     """Everything that the stage's result depends on; its hash is the KEY of work/STAGE/KEY."""
     params = config.model_dump(mode="json")
+    if stage.sources and not layout.sources.exists():
+        raise UserError(f"no {layout.sources.name} in {layout.root}; it lists the source files. Run: lmworks run (it writes it)")
     sources = files.load_yaml(layout.sources) if stage.sources else {}
     return {
         "code": {path: files.sha256_file(layout.root / path) for path in code_of(stage, layout.root)},
-        "params": {key: pick(params, key) for key in stage.params},
-        "sources": {key: pick(sources, key) for key in stage.sources},
+        "params": {key: pick(params, key, layout.params) for key in stage.params},
+        "sources": {key: pick(sources, key, layout.sources) for key in stage.sources},
         "inputs": {dep: files.manifest_hash(layout.out(dep)) for dep in stage.deps},
         "versions": {name: importlib.metadata.version(name) for name in {*stage.versions, "torch"}},
         "threads": config.training.threads,
         "python": sys.version.split()[0],
     }
-
-
-def restore_previous(stage: Stage, layout: Layout) -> list[str]:
-    """Bring back the outs that DVC deleted before a run that failed, from its cache. Returns their names."""
-    if not layout.dvc_lock.exists():
-        return []
-    locked = ((files.load_yaml(layout.dvc_lock) or {}).get("stages") or {}).get(stage.name) or {}
-    cache = layout.root / ".dvc" / "cache" / "files" / "md5"
-    restored = []
-    for out in locked.get("outs", []):
-        final, md5 = layout.root / out["path"], out.get("md5", "")
-        listing = cache / md5[:2] / md5[2:]
-        if final.exists() or not md5.endswith(".dir") or not listing.exists():
-            continue
-        partial = layout.partial / f"restore-{final.name}"
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            for entry in json.loads(listing.read_bytes()):
-                target = partial / entry["relpath"]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(cache / entry["md5"][:2] / entry["md5"][2:], target)
-            files.verify_manifest(partial)
-        except (OSError, ValueError, UserError):
-            shutil.rmtree(partial, ignore_errors=True)
-            continue
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(final)
-        restored.append(out["path"])
-    return restored
 
 
 def run_stage(stage: Stage, layout: Layout, config: Config | None = None, module: Any = None) -> Report:
@@ -235,7 +240,7 @@ def run_stage(stage: Stage, layout: Layout, config: Config | None = None, module
 
 
 def _run_locked(stage: Stage, layout: Layout, config: Config, module: Any) -> Report:
-    check_versions(stage, layout)
+    check_versions([stage], layout)
     for dep in stage.deps:
         files.verify_manifest(layout.out(dep))
     before = fingerprint(stage, config, layout)
@@ -262,8 +267,26 @@ def _run_locked(stage: Stage, layout: Layout, config: Config, module: Any) -> Re
     return report
 
 
-def outcome_path(stage: Stage, layout: Layout) -> Path:
-    return layout.state / "outcome" / f"{stage.name}.json"
+def attempt(stage: Stage, layout: Layout) -> dict[str, Any]:
+    """Run a stage; how it ended: {"stage", "exit_code", "elapsed_s", "message", "blocked"}, the last two of a failure."""
+    started_s = time.monotonic()
+    outcome: dict[str, Any] = {"stage": stage.name, "exit_code": 1}
+    try:
+        run_stage(stage, layout)
+        outcome["exit_code"] = 0
+    except KeyboardInterrupt:
+        outcome.update(exit_code=130, message="stopped by a signal; the next run goes on")
+    except UserError as error:
+        outcome.update(exit_code=error.exit_code, message=str(error), blocked=isinstance(error, Blocked))
+    except OSError as error:
+        outcome.update(message=f"{error.strerror or error}: {error.filename or 'a file of this stage'}. Mend it, then run again")
+    except Exception as error:  # noqa: BLE001 - a fault of ours or of a library: its traceback goes to the log, its name to the person
+        traceback.print_exc()
+        memory = isinstance(error, MemoryError) or "out of memory" in str(error)
+        outcome.update(message=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                       + (". Use smaller batches (training.rows, finetuning.rows), or free memory" if memory else ""))
+    outcome["elapsed_s"] = round(time.monotonic() - started_s, 3)
+    return outcome
 
 
 def main(argv: list[str]) -> int:
@@ -277,26 +300,14 @@ def main(argv: list[str]) -> int:
     stage = BY_NAME[argv[0]]
     die_with_parent()
     stop.install()
-    from components.operations import environment
+    from components.operations import environment, healing
 
     environment.apply(layout)  # a bare `dvc repro` gets the same quiet, pinned environment
-    started_s = time.monotonic()
-    outcome: dict[str, Any] = {"stage": stage.name, "exit_code": 1, "message": "it ended without a word"}
-    try:
-        run_stage(stage, layout)
-        outcome = {"stage": stage.name, "exit_code": 0}
-    except KeyboardInterrupt:
-        outcome.update(exit_code=130, message="stopped by a signal; the next run goes on")
-    except UserError as error:
-        outcome.update(exit_code=error.exit_code, message=str(error), blocked=isinstance(error, Blocked))
-    except OSError as error:
-        outcome.update(exit_code=1, message=f"{error.strerror or error}: {error.filename or 'a file of this stage'}. Mend it, then run again")
-    finally:
-        outcome["elapsed_s"] = round(time.monotonic() - started_s, 3)
-        files.write_json(outcome_path(stage, layout), outcome)
+    outcome = attempt(stage, layout)
+    files.write_json(layout.outcomes / f"{stage.name}.json", outcome)
     if outcome["exit_code"]:
         say(f"{stage.name}: {outcome['message']}")
-        restored = restore_previous(stage, layout)
+        restored = healing.restore_previous(layout, stage.name)
         if restored:
             say(f"{stage.name}: the previous {', '.join(restored)} is back in place")
     return outcome["exit_code"]

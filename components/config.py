@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -249,10 +250,10 @@ def _coerce(value: Any, field: Any) -> Any:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{'training': {'steps': 5}} -> {'training.steps': 5}."""
+    """{'training': {'steps': 5}} -> {'training.steps': 5}. Deeper than any setting lies it looks no further (YAML bombs)."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and prefix.count(".") < 3:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
@@ -291,7 +292,7 @@ def build(flat: dict[str, Any], *, where: str, complete: bool = False) -> Config
     except ValidationError as error:
         for e in error.errors():
             key = ".".join(str(part) for part in e["loc"])
-            problems.append(f"{key}={e['input']!r}: {e['msg'].replace('Input should be', 'must be')}")
+            problems.append(f"{key}={reprlib.repr(e['input'])}: {e['msg'].replace('Input should be', 'must be')}")
             good = {k: v for k, v in good.items() if k != key and not key.startswith(f"{k}.")}
         config = Config.model_validate(unflatten(good))  # the rest, so that contradictions are told too
     problems += config.contradictions()

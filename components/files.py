@@ -20,6 +20,7 @@ from components.errors import Busy, Damaged, UserError
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
 MAX_YAML_BYTES = 64 * 2**20
+GLANCE_S = 0.2
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -55,8 +56,9 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             os.fsync(f.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}. Free space or mend permissions there, then run again") from error
+    finally:
+        partial.unlink(missing_ok=True)  # Ctrl-C included; after the rename there is none
     fsync_dir(path.parent)
 
 
@@ -67,7 +69,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} is not valid JSON ({error}); it was damaged or cut short") from error
 
 
@@ -79,6 +81,8 @@ def _unique_mapping(loader: Any, node: Any) -> dict:
     seen: dict = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str | int | float | bool | None):
+            raise yaml.constructor.ConstructorError(None, None, "a name was expected as key", key_node.start_mark)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
         seen[key] = loader.construct_object(value_node, deep=True)
@@ -94,8 +98,8 @@ def load_yaml(path: Path) -> Any:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_YAML_BYTES:,} are read")
     try:
         return yaml.load(path.read_bytes(), Loader=_UniqueKeyLoader)  # a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        raise UserError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that is none
+        raise UserError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}. Mend it, then run again") from error
 
 
 # --- manifests -----------------------------------------------------------------------------------
@@ -170,6 +174,12 @@ def fsync_tree(folder: Path) -> None:
 def publish(partial: Path, final: Path) -> dict[str, Any]:
     """Manifest, fsync, rename: `final` appears whole or stays as it was."""
     manifest = write_manifest(partial)
+    replace_folder(partial, final)
+    return manifest
+
+
+def replace_folder(partial: Path, final: Path) -> None:
+    """`partial` takes the place of `final`, whatever was there."""
     fsync_tree(partial)
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
@@ -181,7 +191,6 @@ def publish(partial: Path, final: Path) -> dict[str, Any]:
     else:
         partial.rename(final)
     fsync_dir(final.parent)
-    return manifest
 
 
 # --- locks ---------------------------------------------------------------------------------------
@@ -190,11 +199,12 @@ def publish(partial: Path, final: Path) -> dict[str, Any]:
 def lock(path: Path, *, what: str, wait_s: float = 0) -> Iterator[None]:
     """A kernel lock (flock): it goes with the process, so it cannot go stale.
 
-    The file holds pid and start time of the holder, for people only. Raises Busy after `wait_s`.
+    The file holds pid and start time of the holder, for people only. Raises Busy after `wait_s`, and not before
+    GLANCE_S: who only looks at the lock (`lmworks status`) holds it for a moment.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + wait_s
+    deadline = time.monotonic() + max(wait_s, GLANCE_S)
     try:
         while True:
             try:

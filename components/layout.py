@@ -88,7 +88,7 @@ class Layout:
     @property
     def blocked(self) -> Path: return self.state / "blocked"
     @property
-    def timings(self) -> Path: return self.state / "timings"
+    def outcomes(self) -> Path: return self.state / "outcome"  # STAGE.json: how its last run ended, in its own words
     @property
     def logs(self) -> Path: return self.state / "logs"
 

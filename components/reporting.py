@@ -27,8 +27,9 @@ class Report:
 
 
 def say(text: str) -> None:
-    """One line of the stage's output: live in the terminal and in the run's log."""
-    print(text, file=sys.stderr, flush=True)
+    """One line of the stage's output: live in the terminal and in the run's log. Nobody there to read it is no reason to end."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -57,8 +58,9 @@ class Progress:
         eta = f"{remaining_s // 60:02d}:{remaining_s % 60:02d} left" if left else f"{now_s - self.started_s:.0f} s"
         detail = " · ".join(part for part in (detail, eta) if part)
         if self.bar is not None:
-            self.bar.set_postfix_str(detail, refresh=False)
-            self.bar.update(n - self.bar.n)
+            with contextlib.suppress(OSError):  # the terminal was closed
+                self.bar.set_postfix_str(detail, refresh=False)
+                self.bar.update(n - self.bar.n)
         else:
             say(f"{self.name} {n}/{self.total} {detail}")
             self.said_s = now_s
@@ -68,11 +70,12 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
-            self.bar.close()
+            with contextlib.suppress(OSError):
+                self.bar.close()
 
 
 class _Stop:
-    """SIGTERM and Ctrl-C: at once, or, inside `deferred()`, at the next safe moment."""
+    """SIGTERM, Ctrl-C and a closed terminal: at once, or, inside `deferred()`, at the next safe moment."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -81,6 +84,8 @@ class _Stop:
     def install(self) -> None:
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asks to outlive the terminal
+            signal.signal(signal.SIGHUP, self._handle)
 
     def _handle(self, signum: int, _frame: object) -> None:
         if self._deferred and not self.requested:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from prefect.states import Completed, Failed, State
 
 from components import config as settings
 from components import files
+from components.chain import selection
 from components.corpus import sources
 from components.errors import Busy, UserError
 from components.layout import Layout
@@ -24,7 +24,7 @@ from flows import artifact, tasks
 from flows.records import RunResult, StageRecord
 
 ARTIFACT = "lmworks-run"
-DONE = {"Promoted", "Not promoted", "Nothing changed", "Ready", "Skipped"}
+DONE = {"Promoted", "Partly promoted", "Not promoted", "Nothing changed", "Healed", "Ready", "Skipped"}
 
 # what `flows.run.execute` hands in: it holds the lock already and wants the records back
 _handed_in: RunResult | None = None
@@ -58,17 +58,15 @@ def forget_marker(_flow: Any, flow_run: Any, _state: State) -> None:
             path.unlink(missing_ok=True)
 
 
-def selection(names: list[str], from_stage: str | None, to_stage: str | None) -> list[str]:
-    """The stages from `from_stage` to `to_stage`, both included. Raises UserError for a name that is none."""
-    for asked in (from_stage, to_stage):
-        if asked is not None and asked not in names:
-            near = difflib.get_close_matches(asked, names, n=1)
-            raise UserError(f"no stage {asked!r}; " + (f"did you mean {near[0]!r}? " if near else "") + f"The chain is: {', '.join(names)}")
-    start = names.index(from_stage) if from_stage else 0
-    end = names.index(to_stage) if to_stage else len(names) - 1
-    if start > end:
-        raise UserError(f"{from_stage} comes after {to_stage}; the chain is: {', '.join(names)}")
-    return names[start : end + 1]
+def check_earlier(layout: Layout, chosen: list[str]) -> None:
+    """What the chosen stages take from earlier ones must be there. Raises UserError."""
+    stages = files.load_yaml(layout.dvc_yaml)["stages"]
+    made = {out for name in chosen for out in stages[name]["outs"]}
+    for name in chosen:
+        for dep in stages[name].get("deps", []):
+            if dep.startswith("data/") and dep not in made and not (layout.root / dep).exists():
+                maker = next((other for other, stage in stages.items() if dep in stage["outs"]), "an earlier stage")
+                raise UserError(f"{name} reads {dep}, which {maker} has not made yet. Run: lmworks run (or --from {maker})")
 
 
 @task(name="sources", task_run_name="sources", persist_result=False)
@@ -95,7 +93,8 @@ def release_task(config: settings.Config, layout: Layout) -> State:
     except UserError as error:
         logger.error(str(error))
         return Failed(message=str(error), data=error)
-    name = "Promoted" if any(decision.promoted for decision in decisions) else "Not promoted"
+    promoted = [decision.promoted for decision in decisions]
+    name = "Promoted" if all(promoted) else "Partly promoted" if any(promoted) else "Not promoted"
     return Completed(name=name, message="; ".join(map(release.sentence, decisions)), data=decisions)
 
 
@@ -105,6 +104,7 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
     config = settings.load(layout.params)
     names = staleness.names(layout)
     chosen = selection(names, from_stage, to_stage)
+    check_earlier(layout, chosen)
     if release and to_stage is None:
         from components.release import registry
 
@@ -124,10 +124,9 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
             return
     result.seconds["stages"] = sum(record.elapsed_s for record in result.stages)
     result.exit_code = 0
-    if not release or to_stage is not None and to_stage != names[-1]:
-        idle = all(record.state == "cached" for record in result.stages)
-        result.verdict = "Nothing changed" if idle else "Ready"
-        result.message = f"{chosen[-1]} is {'as it was' if idle else 'done'}; no release was asked for"
+    if not release or to_stage is not None:
+        result.verdict = unchanged(result.stages) or "Ready"
+        result.message = f"{healed_in_words(result.stages)}{chosen[-1]} is {'done' if result.verdict == 'Ready' else 'as it was'}; no release was asked for"
         return
     release_into(result, config, layout)
 
@@ -140,8 +139,22 @@ def release_into(result: RunResult, config: settings.Config, layout: Layout) -> 
     if state.is_failed():
         raise _cause(state)
     result.release, result.exit_code = tasks.carried(state), 0
-    same = before is not None and before == _receipt(layout) and all(record.state == "cached" for record in result.stages)
-    result.verdict, result.message = ("Nothing changed" if same else state.name), state.message
+    same = before is not None and before == _receipt(layout)
+    result.verdict = (same and unchanged(result.stages)) or state.name or "Failed"
+    result.message = healed_in_words(result.stages) + (state.message or "")
+
+
+def unchanged(stages: list[StageRecord]) -> str | None:
+    """The name of a run that made nothing new; None if it did."""
+    states = {record.state for record in stages}
+    if not states <= {"cached", "healed"}:
+        return None
+    return "Healed" if "healed" in states else "Nothing changed"
+
+
+def healed_in_words(stages: list[StageRecord]) -> str:
+    healed = [record for record in stages if record.state == "healed"]
+    return "".join(f"{record.stage} was healed ({record.why[0]}); " for record in healed)
 
 
 def _receipt(layout: Layout) -> Any:

@@ -11,9 +11,10 @@ class StageRecord:
     """What became of one stage in one run."""
 
     stage: str
-    state: str = "skipped"  # ran | cached | restored | failed | skipped
+    state: str = "skipped"  # ran | cached | restored | healed | failed | skipped
     why: list[str] = field(default_factory=list)  # reasons to run it
-    elapsed_s: float = 0.0
+    elapsed_s: float = 0.0  # of DVC and the stage together
+    work_s: float = 0.0  # of the stage's own process, by its own account
     summary: dict[str, Any] = field(default_factory=dict)  # the stage's own report
     message: str = ""  # of a failure
     exit_code: int = 0  # 3: validation blocked the data
@@ -23,7 +24,7 @@ class StageRecord:
 class RunResult:
     """One run of the chain."""
 
-    verdict: str = "Failed"  # Promoted | Not promoted | Nothing changed | Ready | Skipped | Blocked | Failed | Stopped
+    verdict: str = "Failed"  # Promoted | Partly promoted | Not promoted | Nothing changed | Healed | Ready | Skipped | Blocked | Failed | Stopped
     message: str = ""
     exit_code: int = 1
     stages: list[StageRecord] = field(default_factory=list)

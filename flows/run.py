@@ -52,9 +52,8 @@ def execute(layout: Layout, *, from_stage: str | None = None, to_stage: str | No
                     if not state.is_completed() and not result.message:  # an error of our own: its name is what we know
                         result.verdict, result.message = "Failed", state.message or state.name
     result.seconds["total"] = time.monotonic() - started_s
-    spent = sum(record.elapsed_s for record in result.stages)
-    result.seconds["stages"] = spent
-    result.seconds["platform"] = max(0.0, result.seconds["total"] - spent - result.seconds.get("release", 0.0) - result.seconds.get("sources", 0.0))
+    result.seconds["stages"] = sum(record.work_s for record in result.stages)  # their own work, without DVC and process starts
+    result.seconds["platform"] = max(0.0, result.seconds["total"] - sum(result.seconds.get(part, 0.0) for part in ("stages", "release", "sources")))
     return result
 
 
@@ -70,11 +69,12 @@ def _silence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the run as Ctrl-C does: the stage saves, the flow run is closed."""
+    """SIGTERM and a closed terminal (unless under nohup) end the run as Ctrl-C does: the stage saves, the flow run is closed."""
     def stop(_signum: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    wanted = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in wanted}
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ from components import config as settings
 from components import files
 from components.errors import UserError
 from components.layout import Layout
-from components.operations import environment, staleness
+from components.operations import environment, healing, staleness
 from flows.records import StageRecord
 
 KILL_AFTER_S = 20  # between TERM and KILL: a stage saves a checkpoint
@@ -33,7 +33,7 @@ LAST_LINES = 20
 # what DVC says about itself; the stage's own lines are what people came for
 NOISE = re.compile(r"^(Running stage '|> |Generating lock file|Updating lock file|Use `dvc push`|To track the changes|\s*git add |"
                    r"Stage '.*' didn't change|Data and pipelines are up to date|To enable auto staging|\s*dvc config core\.autostage|"
-                   r"ERROR: failed to reproduce '|Verifying data sources|WARNING: '.*' is empty\.$|\s*$)")
+                   r"ERROR: failed to reproduce '.*': failed to run: |Verifying data sources|WARNING: '.*' is empty\.$|\s*$)")
 RESTORED = re.compile(r"^Stage '.*' is cached - skipping run")
 EXITED = re.compile(r"^ERROR: failed to reproduce '.*exited with (-?\d+)$")
 PROGRESS = re.compile(r"^\S+ (\d+)/(\d+)\b")
@@ -160,7 +160,7 @@ def run_child(layout: Layout, name: str, log: Callable[[str], None]) -> Ended:
 def outcome(layout: Layout, name: str) -> dict[str, Any]:
     """What the stage's own process wrote when it ended ({} if it never got there)."""
     try:
-        return files.read_json(layout.state / "outcome" / f"{name}.json")
+        return files.read_json(layout.outcomes / f"{name}.json")
     except (FileNotFoundError, UserError):
         return {}
 
@@ -185,10 +185,12 @@ def _words(ended: Ended, told: dict[str, Any]) -> str:
     return ended.last[-1] if ended.last else f"DVC ended with exit code {ended.dvc_code} and without a word"
 
 
-def _failed(record: StageRecord, ended: Ended, told: dict[str, Any]) -> State:
+def _failed(record: StageRecord, ended: Ended, told: dict[str, Any], log: Callable[[str], None]) -> State:
     record.state, record.exit_code, record.message = "failed", int(told.get("exit_code") or 1), _words(ended, told)
     lines = [line for line in ended.last if line not in (record.message, f"{record.stage}: {record.message}")]
     text = f"{record.stage}: {record.message}" + ("\nIts last lines:\n  " + "\n  ".join(lines) if lines else "")
+    log(text)
+    _listener.stage_ended(record)
     return Failed(name="Blocked" if record.exit_code == 3 else "Failed", message=text, data=record)
 
 
@@ -203,35 +205,62 @@ def _only_where_it_helps(_task: Any, _run: Any, state: State) -> bool:
     return not (isinstance(record, StageRecord) and record.exit_code in (2, 3, 4, 75, 130))
 
 
+def _run(record: StageRecord, layout: Layout, log: Callable[[str], None]) -> tuple[Ended, dict[str, Any]]:
+    """The stage as a child. Returns how it ended, and what it wrote of that itself."""
+    log(f"$ {shlex.join(command(layout, record.stage)[1:])}")
+    (layout.outcomes / f"{record.stage}.json").unlink(missing_ok=True)  # of an earlier run
+    ended = run_child(layout, record.stage, log)
+    return ended, outcome(layout, record.stage)
+
+
+def _heal(record: StageRecord, layout: Layout, damaged: list[str], log: Callable[[str], None]) -> bool:
+    """Bring damaged outs back from the cache. Returns whether that was enough, or the stage must run again."""
+    record.state, record.why = "healed", damaged
+    for line in damaged:
+        log(f"{record.stage}: {line}; healing")
+    return healing.mend(layout, record.stage) and not staleness.why(layout, record.stage)
+
+
+def _done(record: StageRecord, layout: Layout, name: str | None, message: str) -> State:
+    record.summary = summary_of(layout, record.stage)
+    _listener.stage_ended(record)
+    return Completed(name=name, message=message, data=record)
+
+
 @task(task_run_name="{name}", persist_result=False, retry_condition_fn=_only_where_it_helps)
 def run_stage_task(name: str) -> State:
-    """One stage. Its state: *Cached* if fresh, *Restored* if DVC had it, else Completed; Failed (*Blocked*)."""
+    """One stage. Its state: *Cached* if fresh, *Restored* if DVC had it, *Healed* if its damaged outs are whole again, else
+    Completed; Failed (*Blocked*)."""
     layout, logger = Layout(), get_run_logger()
     record = StageRecord(name, why=staleness.why(layout, name))
-    if not record.why:
-        record.state, record.summary = "cached", summary_of(layout, name)
+    # a stage that must run makes its outs anew; of any other every byte is hashed before something leans on it
+    damaged = healing.damage(layout, name) if staleness.outputs_alone(record.why) else []
+    if not record.why and not damaged:
+        record.state = "cached"
         logger.info("%s is fresh: DVC finds its code, inputs and settings unchanged", name)
-        _listener.stage_ended(record)
-        return Completed(name="Cached", message="code, inputs and settings are unchanged", data=record)
-    for reason in record.why:
-        logger.info("%s runs: %s", name, reason)
-    _listener.stage_started(name, record.why)
-    logger.info("$ %s", shlex.join(command(layout, name)[1:]))
-    (layout.state / "outcome" / f"{name}.json").unlink(missing_ok=True)  # of an earlier run
+        return _done(record, layout, "Cached", "code, inputs and settings are unchanged")
+    _listener.stage_started(name, damaged or record.why)
     started_s = time.monotonic()
-    ended = run_child(layout, name, logger.info)
-    record.elapsed_s = round(time.monotonic() - started_s, 3)
-    told = outcome(layout, name)
+    try:
+        if damaged and _heal(record, layout, damaged, logger.warning):
+            return _done(record, layout, "Healed", f"brought back from DVC's cache: {damaged[0]}")
+        for reason in record.why:
+            logger.info("%s runs: %s", name, reason)
+        ended, told = _run(record, layout, logger.info)
+        if ended.restored and (bad := healing.damage(layout, name)):  # DVC does not look at what its cache holds
+            _heal(record, layout, bad, logger.warning)
+            ended, told = _run(record, layout, logger.info)
+    finally:
+        record.elapsed_s = round(time.monotonic() - started_s, 3)
     if ended.dvc_code or told.get("exit_code"):
-        failed = _failed(record, ended, told)
-        logger.error(failed.message)
-        _listener.stage_ended(record)
-        return failed
-    record.state, record.summary = ("restored" if ended.restored else "ran"), summary_of(layout, name)
-    _listener.stage_ended(record)
+        return _failed(record, ended, told, logger.error)
+    if record.state == "healed":
+        return _done(record, layout, "Healed", f"made again: {record.why[0]}")
     if ended.restored:
-        return Completed(name="Restored", message="DVC's run cache held this result", data=record)
-    return Completed(message=f"{record.elapsed_s:.1f} s; {record.why[0]}", data=record)
+        record.state = "restored"
+        return _done(record, layout, "Restored", "DVC's run cache held this result")
+    record.state = "ran"
+    return _done(record, layout, None, f"{record.elapsed_s:.1f} s; {record.why[0]}")
 
 
 def run_stage(name: str, config: settings.Config) -> StageRecord:

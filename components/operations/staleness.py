@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from components import files
+from components.chain import REMEDIES
 from components.errors import Busy, UserError
 from components.layout import Layout
 from components.operations import environment
 
 NEVER_RUN = "it never ran"
+OUTPUT = "its output"  # how a reason begins that lies in what the stage made, not in what it depends on
 
 
 def names(layout: Layout) -> list[str]:
@@ -41,7 +43,8 @@ def _repo(layout: Layout) -> Iterator[Any]:
     except DvcException as error:
         if "busy" in str(error):
             raise Busy(f"a stage is running in this checkout: {_one_line(error)}. Wait for it, then run again") from error
-        raise UserError(f"DVC cannot read this checkout: {_one_line(error)}") from error
+        advice = next((words for name, words in REMEDIES.items() if f"'{name}'" in str(error)), "Mend that, then run again")
+        raise UserError(f"DVC cannot read this checkout: {_one_line(error).removesuffix('.')}. {advice}") from error
 
 
 def _one_line(error: BaseException) -> str:
@@ -53,6 +56,11 @@ def why(layout: Layout, name: str) -> list[str]:
     """Reasons to run one stage, none if it is fresh. Local: ask each stage just before it runs."""
     with _repo(layout) as repo:
         return _why(repo.stage.load_one("dvc.yaml", name))
+
+
+def outputs_alone(reasons: list[str]) -> bool:
+    """Whether code, inputs and settings are those of the last run, so that its result still holds."""
+    return all(reason.startswith(OUTPUT) for reason in reasons)
 
 
 def stale(layout: Layout) -> dict[str, list[str]]:
@@ -111,7 +119,7 @@ def _short(value: Any) -> str:
 
 def _thing(path: str, kind: str) -> str:
     if "outs" in kind:
-        return "its output"
+        return OUTPUT
     return "code" if path.endswith(".py") else "input"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from typing import Any
 
@@ -45,6 +46,25 @@ def test_a_run_then_an_unchanged_one_then_one_restored(checkout: Any):
     checkout.wish("second", "1")
     code, told, _ = checkout.run()
     assert told["stages"][1]["state"] == "restored", "DVC had this result: nothing ran"
+
+    # D3: a flipped byte behind DVC's back (the time kept), with a good cache, then with a bad one
+    for word in ("brought back", "made again"):
+        path = checkout.root / "data" / "first" / "wish.txt"
+        if word == "made again":
+            for found in (checkout.root / ".dvc" / "cache" / "files" / "md5").rglob("*"):
+                if found.is_file() and found.read_bytes() == path.read_bytes():
+                    found.unlink()
+        before = path.stat()
+        path.write_text("2")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        code, told, err = checkout.run()
+        assert (code, told["verdict"], err) == (0, "Healed", "")
+        assert [s["state"] for s in told["stages"]] == ["healed", "cached"]
+        assert told["stages"][0]["why"][0].startswith("data/first/wish.txt is damaged: sha256 ") and "first was healed" in told["message"]
+        run = checkout.last_flow_run()
+        assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Healed")
+        assert checkout.task_runs(run)["first"] == ("COMPLETED", "Healed") and path.read_text() == "1"
+    assert checkout.run()[1]["verdict"] == "Nothing changed"
     assert unclean.dead(checkout.layout) == [] and not list(checkout.layout.unclean.glob("run-*.json"))
 
 
@@ -68,6 +88,16 @@ def test_a_failure_carries_the_childs_words_and_stops_the_chain(checkout: Any):
 def test_bad_stage_name_is_one_clear_error(checkout: Any):
     code, told, err = checkout.run(from_stage="secnd")
     assert code == 2 and "did you mean 'second'?" in told["message"] and err == ""
+
+
+def test_from_a_stage_whose_input_was_never_made_is_one_clear_error(checkout: Any):
+    assert checkout.run()[0] == 0
+    shutil.move(checkout.root / "data" / "first", checkout.root / "away")
+    try:
+        code, told, err = checkout.run(from_stage="second")
+        assert code == 2 and told["message"] == "second reads data/first, which first has not made yet. Run: lmworks run (or --from first)" and err == ""
+    finally:
+        shutil.move(checkout.root / "away", checkout.root / "data" / "first")
 
 
 def test_C10_a_stage_that_the_kernel_kills_is_named(checkout: Any):

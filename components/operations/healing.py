@@ -1,0 +1,131 @@
+"""A damaged out made whole: from DVC's cache where its objects are good, else by running its stage again.
+
+DVC hands out whatever lies in its cache, and looks at times before it looks at bytes (FAULTS.md A12, A13); so objects are hashed
+here, bad ones are deleted, and what they would restore is checked against its manifest before it takes its place.
+"""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from components import files
+from components.errors import Damaged, UserError
+from components.layout import Layout
+
+CHUNK_BYTES = 2**20
+
+
+def locked_outs(layout: Layout, stage: str) -> list[dict[str, Any]]:
+    """The outs of a stage as dvc.lock has them: [{"path", "md5", …}]; [] if it never ran."""
+    if not layout.dvc_lock.exists():
+        return []
+    stages = (files.load_yaml(layout.dvc_lock) or {}).get("stages") or {}
+    return (stages.get(stage) or {}).get("outs") or []
+
+
+def damage(layout: Layout, stage: str) -> list[str]:
+    """One line for each out of the stage that is there, but not as it was published. Every file is hashed."""
+    found = []
+    for out in locked_outs(layout, stage):
+        folder = layout.root / out["path"]
+        if folder.is_dir():
+            try:
+                files.verify_manifest(folder)
+            except Damaged as error:
+                found.append(str(error).replace(f"{layout.root}/", "").partition(". R")[0])
+    return found
+
+
+def mend(layout: Layout, stage: str) -> bool:
+    """Bring the damaged outs of a stage back from the cache.
+
+    Returns whether all came back. Where an object is bad or missing, it and the out are gone afterwards: DVC then runs the
+    stage again. Raises Busy while a stage runs.
+    """
+    whole = True
+    with files.lock(layout.stage_lock, what=f"a stage (wanted: mend {stage})", wait_s=5):
+        for out in locked_outs(layout, stage):
+            folder = layout.root / out["path"]
+            try:
+                if folder.is_dir():
+                    files.verify_manifest(folder)
+            except Damaged:
+                copy = copy_from_cache(layout, out)
+                if copy:
+                    files.replace_folder(copy, folder)
+                else:
+                    shutil.rmtree(folder)
+                    whole = False
+    return whole
+
+
+def restore_previous(layout: Layout, stage: str) -> list[str]:
+    """Bring back the outs that DVC deleted before a run that failed, as far as that goes. Returns their paths."""
+    restored = []
+    with contextlib.suppress(UserError, OSError):  # the failure itself is the news
+        for out in locked_outs(layout, stage):
+            folder = layout.root / out["path"]
+            if not folder.exists() and (copy := copy_from_cache(layout, out)):
+                files.replace_folder(copy, folder)
+                restored.append(out["path"])
+    return restored
+
+
+def copy_from_cache(layout: Layout, out: dict[str, Any]) -> Path | None:
+    """A verified copy of a locked out in data/.partial/. None if the cache has no whole one; bad objects are deleted."""
+    md5 = str(out.get("md5", ""))
+    if not md5.endswith(".dir"):  # none of ours: every out is a folder
+        return None
+    objects = objects_folder(layout)
+    listing = objects / md5[:2] / md5[2:]
+    if _md5(listing) != md5.removesuffix(".dir"):
+        listing.unlink(missing_ok=True)
+        return None
+    partial = layout.partial / f"restore-{Path(out['path']).name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    whole = True
+    try:
+        for entry in json.loads(listing.read_bytes()):
+            target, found = partial / entry["relpath"], objects / entry["md5"][:2] / entry["md5"][2:]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if _md5(found, target) != entry["md5"]:
+                found.unlink(missing_ok=True)
+                whole = False
+        if whole:
+            files.verify_manifest(partial)
+            return partial
+    except Damaged:
+        listing.unlink(missing_ok=True)  # the damage was committed: DVC must not hand it out again
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"cannot bring {out['path']} back from DVC's cache: {error.strerror}: {error.filename}. Mend that, then run again") from error
+    shutil.rmtree(partial, ignore_errors=True)
+    return None
+
+
+def _md5(path: Path, target: Path | None = None) -> str | None:
+    """DVC's name for the bytes of a file, copied to `target` on the way; None if there is no such file."""
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        source = open(path, "rb")  # noqa: SIM115 - closed below; only a missing source is no error
+    except FileNotFoundError:
+        return None
+    with source, open(target or "/dev/null", "wb") as copy:
+        while chunk := source.read(CHUNK_BYTES):
+            digest.update(chunk)
+            copy.write(chunk)
+    return digest.hexdigest()
+
+
+def objects_folder(layout: Layout) -> Path:
+    """Where DVC keeps its objects: the setting cache.dir, else .dvc/cache."""
+    config = configparser.ConfigParser(interpolation=None)
+    dvc = layout.root / ".dvc"
+    config.read([dvc / "config", dvc / "config.local"])
+    return dvc / config.get("cache", "dir", fallback="cache") / "files" / "md5"
