@@ -31,7 +31,7 @@ down:  ## stop the servers
 lock: dev  ## resolve requirements*.lock again from pyproject.toml
 	@sh infra/lock.sh
 
-figures: dev  ## measure the figures of the README (30 minutes, a quiet machine)
+figures: dev  ## measure the figures of the README (about an hour, a quiet machine)
 	@.venv/bin/python -m benchmarks.figures
 
 .PHONY: help setup dev run test lint down lock figures

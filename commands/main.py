@@ -23,7 +23,7 @@ EXAMPLES = """
 
   lmworks generate "The king" --seed 1        ask the champion
 
-  lmworks status                              servers, last run, champions
+  lmworks status                              what runs here, and where to look
 """
 
 app = typer.Typer(name="lmworks", help="From raw text to a served, accountable language model.", epilog=EXAMPLES,

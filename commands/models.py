@@ -61,5 +61,5 @@ def show(found: list[dict[str, Any]], url: str, mlflow: str) -> None:
                           datetime.fromtimestamp(version["created_ms"] / 1000).strftime("%Y-%m-%d %H:%M"), (version["weights_sha256"] or "")[:12])
         console.print(table)
         if "champion" in model["aliases"]:
-            typer.echo(f"serve it:  {registry.serve_line(url, model['name'], mlflow_command=mlflow)}")
+            typer.echo(f"serve it:  {registry.serve_line(url, model['name'], inside=True)}")
             typer.echo(f"ask it:    {registry.ask_line(model['name'])}\n")

@@ -14,7 +14,7 @@ from commands import display
 from components import chain, files
 from components.config import Config
 from components.layout import Layout
-from components.release import evidence
+from components.release import evidence, registry
 
 STYLES = {"Promoted": "bold green", "Nothing changed": "bold green", "Ready": "bold green", "Healed": "bold green", "Partly promoted": "bold yellow", "Not promoted": "bold yellow", "Skipped": "bold yellow"}
 MAX_SAMPLE_CHARS = 300
@@ -106,7 +106,7 @@ def next_commands(config: Config, layout: Layout, result: Any) -> list[tuple[str
     if f"{config.name}-instruct" in champions:
         lines.append((f"{bin_}lmworks generate --instruct {shlex.quote('你好')}", "ask the fine-tuned champion"))
     if champions:
-        lines.append((f"MLFLOW_TRACKING_URI={server_url(layout)} {bin_}mlflow models serve -m models:/{champions[0]}@champion --env-manager local -p 5330", "serve it"))
+        lines.append((registry.serve_line(server_url(layout) or "", champions[0], inside=True), "serve it"))
     lines += [(f"{bin_}lmworks use tiny --corpus PATH", "your own text"), (f"{bin_}lmworks down", "stop the servers")]
     return lines
 

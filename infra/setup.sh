@@ -40,7 +40,10 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$core" ]; then
     # a +cpu build exists on an index or disk that pip knows, or the index's own default build is taken
     auto) pip install $index "torch==$version+cpu" || { say "setup: no CPU-only build on this index; taking its default build (on Linux with CUDA: about 3 GB; README says how to choose)"; pip install $index "torch==$version" || explain "torch $version"; } ;;
     cpu) pip install $index "torch==$version+cpu" || explain "the CPU build of torch $version (name its index: TORCH_INDEX=…, see README)" ;;
-    cuda) pip install $index "torch==$version" || explain "torch $version" ;;
+    cuda)
+      # the CPU build counts as torch==2.13.0 for pip, so it must go first
+      if .venv/bin/python -m pip show torch 2>/dev/null | grep -q '^Version: .*+cpu'; then pip uninstall -y torch || explain "removing the CPU build of torch"; fi
+      pip install $index "torch==$version" || explain "torch $version" ;;
     *) fail "TORCH=$torch: one of auto, cpu, cuda was expected" ;;
   esac
   say "setup: $(grep -c '==' requirements.lock) packages of requirements.lock, each by its hash"

@@ -75,10 +75,10 @@ def decoded(line: Line, max_line_mb: float) -> str | Fault:
     try:
         text = line.data.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Fault(line.number, "valid_utf8", f"line {line.number}: {error.reason} at byte {error.start} of the line",
+        return Fault(line.number, "text_is_valid_utf8", f"line {line.number}: {error.reason} at byte {error.start} of the line",
                      line.data[:2048].decode("utf-8", "replace"))
     if "\0" in text:
-        return Fault(line.number, "text_without_nul", f"line {line.number}: NUL at character {text.index(chr(0))} of the line", text.replace("\0", " "))
+        return Fault(line.number, "text_has_no_nul", f"line {line.number}: NUL at character {text.index(chr(0))} of the line", text.replace("\0", " "))
     return text
 
 
@@ -142,9 +142,9 @@ def checked(number: int, text: Any, metadata: dict[str, Any], where: str) -> Row
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return Fault(number, "valid_utf8", f"{where}: no valid Unicode at character {error.start} of the text", text)
+        return Fault(number, "text_is_valid_utf8", f"{where}: no valid Unicode at character {error.start} of the text", text)
     if "\0" in text:
-        return Fault(number, "text_without_nul", f"{where}: NUL at character {text.index(chr(0))} of the text", text.replace("\0", " "))
+        return Fault(number, "text_has_no_nul", f"{where}: NUL at character {text.index(chr(0))} of the text", text.replace("\0", " "))
     return Row(number, normal_newlines(text), metadata)
 
 
@@ -162,12 +162,12 @@ def json_objects(stream: BinaryIO, corpus: Corpus) -> Iterator[tuple[int, dict[s
                 value = json.loads(text, parse_constant=lambda _: None)
             except (ValueError, RecursionError) as error:
                 detail = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else str(error)
-                yield Fault(line.number, "json_line_whole", f"line {line.number}: {detail}", text)
+                yield Fault(line.number, "line_is_valid_json", f"line {line.number}: {detail}", text)
                 continue
             if isinstance(value, dict):
                 yield line.number, value
             else:
-                yield Fault(line.number, "json_line_whole", f"line {line.number}: an object was expected, found {type(value).__name__}", text)
+                yield Fault(line.number, "line_is_valid_json", f"line {line.number}: an object was expected, found {type(value).__name__}", text)
 
 
 def read_jsonl(stream: BinaryIO, name: str, corpus: Corpus) -> Iterator[Row | Fault]:

@@ -182,7 +182,7 @@ def tokens_of(split: str) -> Callable[[pa.Table], int]:
 
 CONTROL = r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x{84}\x{86}-\x{9f}]"  # NUL has an expectation of its own
 ENOUGH = ("Pretraining needs at least {validation.min_documents:,} documents and {validation.min_corpus_bytes:,} bytes of text. "
-          "Give more (lmworks use PRESET --corpus PATH). What is here is enough to fine-tune an imported model: lmworks import PATH")
+          "Give more (lmworks use PRESET --corpus PATH). To fine-tune a model that you bring, a dozen documents are enough: lmworks import PATH")
 AMOUNT = (
     Expectation(name="min_documents", sentence="There are at least {validation.min_documents:,} documents.", severity="block",
                 column="documents", minimum="validation.min_documents", found="{documents:,} documents", advice=ENOUGH, pretraining=True),

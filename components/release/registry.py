@@ -293,9 +293,10 @@ def _version(version: dict[str, Any], aliases: dict[str, str]) -> dict[str, Any]
             "note": "champion, but its gate did not pass: somebody moved the alias by hand" if champion and verdict != "passed" else None}
 
 
-def serve_line(url: str, name: str, *, mlflow_command: str = "mlflow", port: int = 5330) -> str:
-    """The whole line that serves the champion."""
-    return (f"MLFLOW_TRACKING_URI={url} {mlflow_command} models serve -m models:/{name}@champion --env-manager local "
+def serve_line(url: str, name: str, *, inside: bool = False, port: int = 5330) -> str:
+    """The whole line that serves the champion; `inside` a checkout, it finds the commands of .venv (mlflow starts uvicorn by PATH)."""
+    path = 'PATH="$PWD/.venv/bin:$PATH" ' if inside else ""
+    return (f"{path}MLFLOW_TRACKING_URI={url} mlflow models serve -m models:/{name}@champion --env-manager local "
             f"-h 127.0.0.1 -p {port}")
 
 

@@ -75,7 +75,7 @@ def test_A4_a_few_invalid_lines_are_quarantined_with_their_number(tmp_path):
     lines[41] = b"bad \xff\xfe bytes"
     lines[60] = b"nul \x00 byte"
     _, rows, faults = rows_of(written(tmp_path, "a.txt", b"\n".join(lines)))
-    assert [(fault.number, fault.expectation) for fault in faults] == [(42, "valid_utf8"), (61, "text_without_nul")]
+    assert [(fault.number, fault.expectation) for fault in faults] == [(42, "text_is_valid_utf8"), (61, "text_has_no_nul")]
     assert "line 42" in faults[0].detail
     assert sum(row.text.count(SENTENCE_ZH) for row in rows) == 98
 
@@ -113,7 +113,7 @@ def test_A3_a_broken_json_line_is_quarantined_and_reading_goes_on(tmp_path):
     lines[12] = "[" * 100_000
     lines[13] = ""
     _, rows, faults = rows_of(written(tmp_path, "a.jsonl", "\n".join(lines)))
-    assert [(fault.number, fault.expectation) for fault in faults] == [(11, "json_line_whole"), (12, "json_line_whole"), (13, "json_line_whole")]
+    assert [(fault.number, fault.expectation) for fault in faults] == [(11, "line_is_valid_json"), (12, "line_is_valid_json"), (13, "line_is_valid_json")]
     assert "line 11" in faults[0].detail and len(rows) == 26
     assert rows[0] == Row(1, f"{SENTENCE_ZH}0", {"n": 0, "b": [1, None]}) and rows[-1].number == 30
     assert metadata_json(rows[0].metadata) == '{"b": [1, null], "n": 0}'
@@ -124,7 +124,7 @@ def test_A7_texts_that_are_no_strings_and_lone_surrogates_are_quarantined(tmp_pa
     lines = [json.dumps({"text": value}) for value in values] + ['{"text": "\\ud800"}', '{"text": "a\\u0000b"}', '{"other": NaN}']
     _, rows, faults = rows_of(written(tmp_path, "a.jsonl", "\n".join(lines)))
     assert [row.text for row in rows] == ["fine"]
-    assert [fault.expectation for fault in faults] == ["text_is_string"] * 5 + ["valid_utf8", "text_without_nul", "text_is_string"]
+    assert [fault.expectation for fault in faults] == ["text_is_string"] * 5 + ["text_is_valid_utf8", "text_has_no_nul", "text_is_string"]
     assert all(pa.array([fault.as_dict("a")["text"]], pa.string()) is not None for fault in faults)
 
 
@@ -159,7 +159,7 @@ def test_rows_that_do_not_match_the_header_are_quarantined(tmp_path):
     content = b'text,n\nfine,1\nshort\na,b,c\n"x"y,1\nbad \xff,1\nlast,2\n'
     _, rows, faults = rows_of(written(tmp_path, "a.csv", content), max_undecodable_line_ratio=0.5)
     assert [row.text for row in rows] == ["fine", "last"]
-    assert [(f.number, f.expectation) for f in faults] == [(2, "row_matches_header"), (3, "row_matches_header"), (4, "row_is_valid_csv"), (5, "valid_utf8")]
+    assert [(f.number, f.expectation) for f in faults] == [(2, "row_matches_header"), (3, "row_matches_header"), (4, "row_is_valid_csv"), (5, "text_is_valid_utf8")]
 
 
 def test_a_quote_that_is_never_closed_does_not_swallow_the_file(tmp_path):
@@ -213,7 +213,7 @@ def test_A4_parquet_bytes_that_are_no_utf8_are_quarantined(tmp_path):
     broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"fine", b"\xff\xfe"]).buffers())
     pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
     _, rows, faults = rows_of(tmp_path / "a.parquet")
-    assert [row.text for row in rows] == ["fine"] and [fault.expectation for fault in faults] == ["valid_utf8"]
+    assert [row.text for row in rows] == ["fine"] and [fault.expectation for fault in faults] == ["text_is_valid_utf8"]
 
 
 # --- records, languages, real files --------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_application_records_are_checked_one_by_one(tmp_path):
                           "label": "正面", "source": "r.jsonl", "document": "", "metadata": '{"origin": "hotel"}'}
     assert (records[1]["label"], records[1]["language"]) == ("pos", "en")
     assert [fault.expectation for fault in records[2:]] == ["application_is_known", "prompt_is_string", "answer_is_not_blank", "language_is_known",
-                                                            "label_is_string", "json_line_whole"]
+                                                            "label_is_string", "line_is_valid_json"]
     assert "question_answering" in records[2].detail
 
 

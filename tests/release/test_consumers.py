@@ -126,7 +126,7 @@ def post(url: str, body: object, raw: bytes | None = None) -> tuple[int, str]:
 def test_serve_answers_params_400s_and_concurrent_requests(served, tmp_path):
     layout, url = served
     port = free_port()
-    line = registry.serve_line(url, "used", mlflow_command=f"{sys.executable} -m mlflow", port=port)
+    line = registry.serve_line(url, "used", port=port).replace("mlflow models", f"{sys.executable} -m mlflow models", 1)
     log = tmp_path / "serve.log"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
         "OMP_NUM_THREADS": "1", "UVICORN_LOG_LEVEL": "warning", "MLFLOW_DISABLE_TELEMETRY": "true"}

@@ -83,8 +83,8 @@ def test_rows_read_are_rows_kept_plus_rows_quarantined(tmp_path, corpus, records
     assert (documents.schema, quarantine.schema, made.schema) == (DOCUMENTS, QUARANTINE, RECORDS)
     assert report.documents_in == documents.num_rows + quarantine.num_rows and report.documents_out == documents.num_rows
     faults = {(row["source"], row["expectation"]) for row in quarantine.to_pylist()}
-    assert faults == {("子/评论.jsonl.gz", "json_line_whole"), ("子/评论.jsonl.gz", "text_is_string"), ("rows.csv", "text_not_blank")}
-    assert report.counts["json_line_whole"] == 1 and report.counts["quarantined"] == 3 and report.counts["records"] == 40
+    assert faults == {("子/评论.jsonl.gz", "line_is_valid_json"), ("子/评论.jsonl.gz", "text_is_string"), ("rows.csv", "text_not_blank")}
+    assert report.counts["line_is_valid_json"] == 1 and report.counts["quarantined"] == 3 and report.counts["records"] == 40
     assert documents["id"].to_pylist() == sorted(documents["id"].to_pylist()) and len(set(documents["id"].to_pylist())) == documents.num_rows
     row = next(row for row in documents.to_pylist() if row["id"] == "子/评论.jsonl.gz#00000001")
     assert row["language"] == "zh" and row["metadata"] == '{"label": 0}' and row["text"].startswith("0 今天")
