@@ -25,7 +25,7 @@ def _finding(name: str, ok: bool, found: str, advice: str = "") -> dict[str, Any
 
 def _versions(layout: Layout) -> list[dict[str, Any]]:
     rows = []
-    for package, wanted in files.load_yaml(layout.versions).items():
+    for package, wanted in (files.load_yaml(layout.versions) or {}).items():
         try:
             found = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -51,7 +51,7 @@ def _gpu(wanted: str) -> dict[str, Any]:
 def findings(layout: Layout) -> list[dict[str, Any]]:
     """One row a check: {check, ok, found, advice}."""
     from components import config as settings
-    from components.operations import services
+    from components.operations import status
 
     rows = [_finding("Python", (3, 11) <= sys.version_info[:2] < (3, 14), sys.version.split()[0], "install Python 3.11 to 3.13, then make setup"),
             _finding("interpreter", Path(sys.prefix).resolve() == layout.venv.resolve(), sys.prefix, f"run {layout.venv / 'bin' / 'lmworks'}"),
@@ -67,9 +67,9 @@ def findings(layout: Layout) -> list[dict[str, Any]]:
     blocked = [str(f.relative_to(layout.root)) for f in (layout.root / "data", layout.work_root, layout.mlruns, layout.state, layout.root / ".dvc") if not _writable(f)]
     rows.append(_finding("writable folders", not blocked, "all" if not blocked else f"not writable: {', '.join(blocked)}", "chown them to yourself"))
     rows.append(_finding("embedded corpus", layout.packages.exists(), str(layout.packages) if layout.packages.exists() else "missing", "make setup"))
-    for name, service in services.state(layout).items():
+    for name, service in status.state(layout).items():
         where = service.get("url") or f"pid {service.get('pid', '?')}"
-        found = {"up": f"up at {where}", "down": "down (lmworks up starts it)"}.get(service["state"], f"{service['state']} at {where}")
+        found = {"up": f"up at {where}", "down": f"down (lmworks up starts it{status.port_in_words(name)})"}.get(service["state"], f"{service['state']} at {where}")
         rows.append(_finding(name, service["state"] in ("up", "down"), found, f"lmworks down --force, then lmworks up; its log: .lmworks/logs/{name}.log"))
     rows.append(_gpu(device))
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import Annotated, Any
@@ -26,7 +27,10 @@ def up(
     as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
 ) -> None:
     """Start MLflow, Prefect and the worker on 127.0.0.1 (what runs already stays).  Example:  lmworks up"""
+    from components import files
+    from components.errors import Busy
     from components.operations import environment, services
+    from components.operations import status as now
 
     layout, began_s = Layout(), time.monotonic()
     environment.allow_no_git(layout)
@@ -40,11 +44,11 @@ def up(
         environment.apply(layout, PREFECT_API_URL=found["prefect"]["api"])
         from flows import deployments, reconciler
 
-        if services.holder(layout.run_lock) is None:
+        with contextlib.suppress(Busy), files.lock(layout.run_lock, what="lmworks up"):  # during a run there is nothing to put in order
             done += reconciler.reconcile(layout)
         done += deployments.start(layout, say=_say)
     if as_json:
-        typer.echo(json.dumps({"services": services.state(layout), "done": done}, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps({"services": now.state(layout), "done": done}, indent=1, ensure_ascii=False))
         return
     for line in done:
         typer.echo(line)
@@ -73,10 +77,10 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
 ) -> None:
     """What runs in this checkout, and where to look.  Example:  lmworks status"""
-    from components.operations import services
+    from components.operations import status as now
 
     layout = Layout()
-    running, doing = services.state(layout), services.activity(layout)
+    running, doing = now.state(layout), now.activity(layout)
     if as_json:
         typer.echo(json.dumps({"services": running, **doing}, indent=1, ensure_ascii=False))
         return

@@ -95,7 +95,7 @@ def gates(result: Any, out: Console) -> None:
 
 def next_commands(config: Config, layout: Layout, result: Any) -> list[tuple[str, str]]:
     """Whole lines that work as printed, each with what it does."""
-    from components.tracking import server_url
+    from components.mlflow_rest import server_url
 
     told = [d if isinstance(d, dict) else d.as_dict() for d in result.release or []]
     champions = [d["name"] for d in told if d["champion_version"]]

@@ -230,9 +230,10 @@ def run_stage(stage: Stage, layout: Layout, config: Config | None = None, module
 
     Raises UserError (of any kind); then no out of the stage was written.
     """
+    from components.operations import unclean
+
     with files.lock(layout.stage_lock, what=f"a stage (wanted: {stage.name})", wait_s=5):
-        marker = layout.unclean / f"stage-{os.getpid()}.json"
-        files.write_json(marker, {"pid": os.getpid(), "stage": stage.name})
+        marker = unclean.mark(layout, "stage", stage=stage.name)
         try:
             return _run_locked(stage, layout, config or load(layout.params), module)
         finally:

@@ -19,7 +19,7 @@ from components.chain import selection
 from components.corpus import sources
 from components.errors import Busy, UserError
 from components.layout import Layout
-from components.operations import services, staleness, unclean
+from components.operations import processes, services, staleness, unclean
 from flows import artifact, tasks
 from flows.records import RunResult, StageRecord
 
@@ -209,7 +209,7 @@ def _with_last_lines(result: RunResult) -> str:
 def links(layout: Layout, decisions: list[Any]) -> dict[str, str]:
     """Where to look next: addresses, and files of this checkout."""
     found = {}
-    if url := services.address(layout, services.MLFLOW):
+    if url := services.address(layout, processes.MLFLOW):
         found["MLflow: runs, models, reports"] = url
         for decision in decisions:
             found[f"training run of {decision.name} version {decision.version}"] = f"{url}/#/runs/{decision.run_id}"

@@ -10,20 +10,20 @@ from typing import Any
 from components import files
 from components.errors import UserError
 from components.layout import Layout
-from components.operations import environment, rest, services, staleness
+from components.operations import environment, processes, rest, services, staleness
 
 KEPT_LATE = 1
 
 
 def start(layout: Layout, say: Callable[[str], None] = services.quiet) -> list[str]:
     """Pool, deployments, late runs, then the worker; returns what was done, in words. Prefect must be up."""
-    url = services.address(layout, services.PREFECT)
+    url = services.address(layout, processes.PREFECT)
     if url is None:
         raise UserError("Prefect's server does not run. Run: lmworks up")
     environment.apply(layout, PREFECT_API_URL=f"{url}/api")
     api = rest.Prefect(f"{url}/api")
     if not _has_pool(api):
-        api.send("/work_pools/", {"name": services.POOL, "type": "process", "description": "runs flows in this checkout",
+        api.send("/work_pools/", {"name": processes.POOL, "type": "process", "description": "runs flows in this checkout",
                                   "base_job_template": _job_template()})
     names = [_register(api, entry, layout) for entry in _entries(layout)]
     dropped = drop_late(api)
@@ -33,7 +33,7 @@ def start(layout: Layout, say: Callable[[str], None] = services.quiet) -> list[s
 
 def _has_pool(api: rest.Prefect) -> bool:
     try:
-        api.get(f"/work_pools/{services.POOL}")
+        api.get(f"/work_pools/{processes.POOL}")
         return True
     except rest.Unreachable as error:
         if error.status != 404:

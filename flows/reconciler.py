@@ -12,7 +12,7 @@ import psutil
 
 from components import files, tracking
 from components.layout import Layout
-from components.operations import rest, services, unclean
+from components.operations import processes, rest, services, unclean
 
 ORPHAN_WAIT_S = 30
 OPEN = ["RUNNING", "PENDING", "CANCELLING"]
@@ -40,7 +40,7 @@ def reconcile(layout: Layout, orphan_wait_s: float = ORPHAN_WAIT_S) -> list[str]
 
 
 def _close_prefect(layout: Layout, flow_runs: list[str]) -> list[str]:
-    url = services.address(layout, services.PREFECT)
+    url = services.address(layout, processes.PREFECT)
     if not url or not flow_runs:
         return []
     api = rest.Prefect(f"{url}/api")
@@ -58,11 +58,11 @@ def _close_prefect(layout: Layout, flow_runs: list[str]) -> list[str]:
 def _close_mlflow(layout: Layout) -> list[str]:
     """KILLED, in every case: a stage that resumes sets its own run RUNNING again (tracking.open_run)."""
     done = [f"MLflow: run {name!r} was left open; it is KILLED now" for name in tracking.close_dead(layout)]
-    url = services.address(layout, services.MLFLOW)
+    url = services.address(layout, processes.MLFLOW)
     if not url:
         return done  # the spool tells the server when there is one
     tracking.drain(layout)
-    if services.outside(services.MLFLOW, layout):
+    if services.outside(processes.MLFLOW, layout):
         return done  # a shared server: runs of other machines are RUNNING there
     try:
         done += _close_unspooled(url)

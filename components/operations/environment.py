@@ -58,8 +58,9 @@ def child(layout: Layout) -> dict[str, str]:
     """The environment of a server, a stage or a worker of this checkout."""
     env = {**os.environ, **FIXED}
     bin_dir = layout.venv / "bin"
-    if bin_dir.is_dir():
-        env["PATH"] = os.pathsep.join([str(bin_dir), env.get("PATH") or os.defpath])
+    path = env.get("PATH") or os.defpath
+    if bin_dir.is_dir() and path.split(os.pathsep)[0] != str(bin_dir):
+        env["PATH"] = os.pathsep.join([str(bin_dir), path])
     env["PYTHONPATH"] = str(layout.root)
     env["LMWORKS_ROOT"] = str(layout.root)
     env["DVC_SITE_CACHE_DIR"] = str(layout.root / ".dvc" / "site")

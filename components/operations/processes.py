@@ -26,10 +26,11 @@ class Service:
     first_port: int
     health: str
     variable: str  # with an address in it, that server is used and none is started
+    secrets: str  # the variables of who may enter there
 
 
-MLFLOW = Service("mlflow", 5311, "/health", "MLFLOW_TRACKING_URI")
-PREFECT = Service("prefect", 4311, "/api/health", "PREFECT_API_URL")
+MLFLOW = Service("mlflow", 5311, "/health", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+PREFECT = Service("prefect", 4311, "/api/health", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
 SERVERS = (MLFLOW, PREFECT)
 
 

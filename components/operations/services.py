@@ -21,10 +21,9 @@ import psutil
 from components import files
 from components.errors import Busy, UserError
 from components.layout import Layout
-from components.operations import environment, rest, unclean
+from components.operations import environment, liveness, rest
 from components.operations.processes import (
     HOST,
-    MLFLOW,
     POOL,
     PREFECT,
     SERVERS,
@@ -33,7 +32,6 @@ from components.operations.processes import (
     last_lines,
     listens,
     log_path,
-    memory_mb,
     spawn,
     stop_tree,
 )
@@ -58,22 +56,13 @@ def read(layout: Layout) -> dict[str, Any]:
 
 def process_of(entry: Any, layout: Layout) -> psutil.Process | None:
     """The live process that `entry` describes, if it is this checkout's."""
-    process = _same_process(entry)
+    process = liveness.process_of(entry)
     return process if process and entry.get("root") == str(layout.root) else None
-
-
-def _same_process(entry: Any) -> psutil.Process | None:
-    try:
-        process = psutil.Process(int(entry["pid"]))
-        same = abs(process.create_time() - float(entry["started"])) < 0.05
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return None
 
 
 def _moved(entry: Any, layout: Layout) -> psutil.Process | None:
     """A server that was started before this checkout was moved: it still writes to the old path."""
-    process = _same_process(entry)
+    process = liveness.process_of(entry)
     try:
         return process if process and entry.get("root") != str(layout.root) and process.cwd() == str(layout.root) else None
     except psutil.Error:
@@ -81,11 +70,16 @@ def _moved(entry: Any, layout: Layout) -> psutil.Process | None:
 
 
 def outside(service: Service, layout: Layout) -> str | None:
-    """The address that the environment gives, without Prefect's /api; None if it is that of our own server."""
+    """The address that the environment gives, without Prefect's /api; None if it is that of our own server.
+
+    Raises UserError for one with a password in it: addresses are printed, and stand in model cards.
+    """
     url = os.environ.get(service.variable, "").strip().rstrip("/")
     if not url.startswith(("http://", "https://")):
         return None
     url = url.removesuffix("/api")
+    if "@" in url.split("/")[2]:
+        raise UserError(f"{service.variable} holds a user name or password. Give the address alone, and the rest in {service.secrets}")
     own = read(layout).get(service.name)
     return None if own and own.get("url") == url and process_of(own, layout) else url
 
@@ -99,7 +93,7 @@ def address(layout: Layout, service: Service) -> str | None:
 # --- starting ------------------------------------------------------------------------------------
 
 def _entry(layout: Layout, pid: int, url: str | None) -> dict[str, Any]:
-    entry = {"pid": pid, "started": psutil.Process(pid).create_time(), "root": str(layout.root)}
+    entry = {**liveness.entry(pid), "root": str(layout.root)}
     return entry | ({"url": url} if url else {})
 
 
@@ -135,11 +129,12 @@ def _start_servers(layout: Layout, wanted: list[Service], asked: dict[str, int])
         port = choose_port(service, asked.get(service.name), sticky.get(service.name), tried)
         return _Start(service, spawn(layout, service.name, port), port, {*tried, port})
 
-    starts = []
+    starts: list[_Start] = []
     try:
-        starts = [begin(service, set()) for service in wanted]
-        for start in starts:  # recorded before they answer: an interrupted start leaves nothing unknown behind
-            _record(layout, start.service.name, _entry(layout, start.process.pid, start.url), start.port)
+        for service in wanted:
+            starts.append(start := begin(service, set()))
+            # recorded before it answers: an interrupted start leaves nothing unknown behind
+            _record(layout, service.name, _entry(layout, start.process.pid, start.url), start.port)
         deadline = time.monotonic() + START_S
         waiting = list(starts)
         while waiting:
@@ -193,6 +188,10 @@ def ensure(layout: Layout, *, prefect: bool = True, mlflow: bool = True, worker:
     start or answer, an asked port that is taken.
     """
     wanted = [service for service in SERVERS if {"mlflow": mlflow, "prefect": prefect}[service.name]]
+    for service in wanted:
+        url = address(layout, service) if service.name in (ports or {}) else None
+        if url and not url.endswith(f":{ports[service.name]}"):
+            raise UserError(f"{service.name} runs already, at {url}; port {ports[service.name]} was asked for. Stop it first: lmworks down")
     if not _all_run(layout, wanted, worker):
         with files.lock(layout.startup_lock, what="the start of the servers", wait_s=START_S):
             missing = []
@@ -292,34 +291,6 @@ def _drain_prefect(api_url: str, patience_s: float = 5) -> None:
         except rest.Unreachable:
             return  # it is going away already
         time.sleep(0.2)
-
-
-# --- telling -------------------------------------------------------------------------------------
-
-def state(layout: Layout) -> dict[str, dict[str, Any]]:
-    """{service: {"running", "state": up | down | not answering, "url", "pid", "memory_mb", "since_s", "log"}}, what is known."""
-    recorded, told = read(layout), {}
-    for name, service in (("mlflow", MLFLOW), ("prefect", PREFECT), ("worker", None)):
-        url = outside(service, layout) if service else None
-        process = process_of(recorded.get(name), layout)
-        if process is None and url is None:
-            told[name] = {"running": False, "state": "down"}
-            continue
-        address_ = url or recorded[name].get("url")
-        answers = service is None or rest.healthy(address_ + service.health)
-        told[name] = {"running": answers, "state": "up" if answers else "not answering"} | ({"url": address_} if address_ else {})
-        if url:
-            told[name]["outside"] = True
-        else:
-            told[name] |= {"pid": process.pid, "memory_mb": memory_mb(process), "since_s": round(time.time() - process.create_time()),
-                           "log": str(log_path(layout, name).relative_to(layout.root))}
-    return told
-
-
-def activity(layout: Layout) -> dict[str, Any]:
-    """{"run", "stage": who holds the lock, or None; "unclean": markers of killed runs; "unsent": spooled training runs}."""
-    return {"run": holder(layout.run_lock), "stage": holder(layout.stage_lock), "unclean": len(unclean.dead(layout)),
-            "unsent": len(list(layout.spool.glob("*/run.json")))}
 
 
 if __name__ == "__main__":  # infra/setup.sh: python -m components.operations.services prepare

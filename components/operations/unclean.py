@@ -6,17 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from components import files
 from components.errors import UserError
 from components.layout import Layout
+from components.operations import liveness
 
 
-def mark(layout: Layout, **facts: Any) -> Path:
-    """Write run-PID.json for this process; the caller removes it at a clean end."""
-    path = layout.unclean / f"run-{os.getpid()}.json"
-    files.write_json(path, {"pid": os.getpid(), "started": psutil.Process().create_time(), **facts})
+def mark(layout: Layout, kind: str = "run", **facts: Any) -> Path:
+    """Write KIND-PID.json for this process; the caller removes it at a clean end."""
+    path = layout.unclean / f"{kind}-{os.getpid()}.json"
+    files.write_json(path, {**liveness.entry(os.getpid()), **facts})
     return path
 
 
@@ -31,16 +30,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def alive(path: Path) -> bool:
     """Whether the process that wrote the marker still lives (a reused pid does not count)."""
-    marker = read(path)
-    try:
-        process = psutil.Process(int(marker["pid"]))
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        if "started" in marker:
-            return abs(process.create_time() - float(marker["started"])) < 0.05
-        return "components.chain" in process.cmdline()  # a stage's marker (components/chain.py) has no start time
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return False
+    return liveness.process_of(read(path)) is not None
 
 
 def dead(layout: Layout) -> list[Path]:

@@ -122,9 +122,12 @@ def experiment_id(client: Any, name: str) -> str:
 
 
 def training_run(client: Any, experiment: str, subject: Subject) -> str:
-    """Id of the run that trained the weights; a finished stand-in, tagged *restored*, where this server knows none."""
+    """Id of the run that trained the weights; a finished stand-in, tagged *restored*, where this server knows none.
+
+    The first of several: a stage that was killed between training and publishing trains its last steps once more.
+    """
     found = client.search_runs(
-        [experiment], order_by=["attributes.start_time DESC"], max_results=20,
+        [experiment], order_by=["attributes.start_time ASC"], max_results=20,
         filter_string=f"tags.`{WEIGHTS}` = '{subject.weights_sha256}' and tags.`lmworks.stage` = '{subject.stage}'")
     if found:
         trained = [run for run in found if run.data.tags.get("lmworks.restored") != "true"]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from components import files, tracking
+from components import files, mlflow_rest
 from components.config import Config
 from components.errors import Damaged, UserError
 from components.layout import Layout
@@ -36,7 +36,7 @@ CARD = "README.md"
 
 def address(layout: Layout) -> str:
     """The MLflow server's URL: MLFLOW_TRACKING_URI, else the one that runs for this checkout. Raises UserError."""
-    url = tracking.server_url(layout)
+    url = mlflow_rest.server_url(layout)
     if url is None:
         raise UserError("no MLflow server is known: MLFLOW_TRACKING_URI is not an http address and none runs for this checkout. "
                         "Run: lmworks up")
@@ -67,8 +67,8 @@ def registered(layout: Layout, name: str) -> dict[str, Any] | None:
     """
     url = address(layout)
     try:
-        answer = tracking.call(url, "GET", f"registered-models/get?{urllib.parse.urlencode({'name': name})}")
-    except tracking.Unreachable as error:
+        answer = mlflow_rest.call(url, "GET", f"registered-models/get?{urllib.parse.urlencode({'name': name})}")
+    except mlflow_rest.Unreachable as error:
         raise UserError(f"the MLflow server at {url} does not answer ({error}). Run: lmworks up") from None
     if answer is None:
         return None
@@ -271,15 +271,15 @@ def catalogue(layout: Layout) -> list[dict[str, Any]]:
     """
     url = address(layout)
     try:
-        found = tracking.call(url, "GET", "registered-models/search?max_results=200") or {}
+        found = mlflow_rest.call(url, "GET", "registered-models/search?max_results=200") or {}
         models = []
         for name in sorted(model["name"] for model in found.get("registered_models", [])):
             query = urllib.parse.urlencode({"filter": f"name = '{name}'", "max_results": 200})
-            versions = (tracking.call(url, "GET", f"model-versions/search?{query}") or {}).get("model_versions", [])
+            versions = (mlflow_rest.call(url, "GET", f"model-versions/search?{query}") or {}).get("model_versions", [])
             model = registered(layout, name) or {"aliases": {}, "tags": {}}
             models.append({"name": name, "corpus": model["tags"].get(CORPUS), "aliases": model["aliases"], "versions": [
                 _version(version, model["aliases"]) for version in sorted(versions, key=lambda v: -int(v["version"]))]})
-    except tracking.Unreachable as error:
+    except mlflow_rest.Unreachable as error:
         raise UserError(f"the MLflow server at {url} does not answer ({error}). Run: lmworks up") from None
     return models
 

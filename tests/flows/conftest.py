@@ -16,7 +16,7 @@ import pytest
 
 from components import config as settings
 from components.layout import ROOT, Layout
-from components.operations import environment, rest, services
+from components.operations import environment, processes, rest, services
 
 DVC_YAML = """\
 stages:
@@ -137,7 +137,7 @@ class Checkout:
     # --- what the servers and the machine say ---
 
     def api(self) -> rest.Prefect:
-        return rest.Prefect(f"{services.address(self.layout, services.PREFECT)}/api")
+        return rest.Prefect(f"{services.address(self.layout, processes.PREFECT)}/api")
 
     def last_flow_run(self) -> dict[str, Any]:
         return self.api().send("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]

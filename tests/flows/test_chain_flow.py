@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from components.operations import rest, services, unclean
+from components.operations import processes, rest, services, unclean
 from flows import reconciler
 
 pytestmark = [pytest.mark.e2e]
@@ -152,7 +152,7 @@ def test_C9_C15_kill_9_leaves_no_process_and_the_next_start_closes_the_runs(chec
     checkout.wait_for(lambda: checkout.processes_in() == [], "kill -9 of the flow ends DVC and the stage")
     killed = checkout.last_flow_run()
     assert killed["state_type"] == "RUNNING"
-    mlflow = f"{services.address(checkout.layout, services.MLFLOW)}/api/2.0/mlflow"
+    mlflow = f"{services.address(checkout.layout, processes.MLFLOW)}/api/2.0/mlflow"
     experiment = rest.call(f"{mlflow}/experiments/create", {"name": "mini"})["experiment_id"]
     open_run = rest.call(f"{mlflow}/runs/create", {"experiment_id": experiment, "tags": [{"key": "lmworks.stage", "value": "pretrain"}]})["run"]["info"]["run_id"]
     (checkout.root / "data" / ".partial" / "second").mkdir(parents=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from components import files
-from components.operations import environment, rest, services
+from components.operations import environment, processes, rest, services
 from flows import deployments
 
 pytestmark = [pytest.mark.e2e]
@@ -61,10 +61,10 @@ def test_a_parameter_that_is_none_is_refused_when_the_run_is_asked_for(checkout:
 
 def test_a_page_of_another_site_cannot_write(checkout: Any):
     with pytest.raises(rest.Unreachable) as refused:
-        rest.call(f"{services.address(checkout.layout, services.PREFECT)}/api/flows/", {"name": "evil"}, headers={"Origin": "http://evil.example"})
+        rest.call(f"{services.address(checkout.layout, processes.PREFECT)}/api/flows/", {"name": "evil"}, headers={"Origin": "http://evil.example"})
     assert refused.value.status == 403
     with pytest.raises(rest.Unreachable) as refused:
-        rest.call(f"{services.address(checkout.layout, services.MLFLOW)}/api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": "evil.example"})
+        rest.call(f"{services.address(checkout.layout, processes.MLFLOW)}/api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": "evil.example"})
     assert refused.value.status == 403
 
 

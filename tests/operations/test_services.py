@@ -16,7 +16,7 @@ import pytest
 from components import files
 from components.errors import Busy, UserError
 from components.layout import Layout
-from components.operations import environment, processes, rest, services, unclean
+from components.operations import environment, liveness, processes, rest, services, unclean
 
 pytestmark = pytest.mark.code
 
@@ -37,16 +37,16 @@ def listener():
 
 
 def record(layout: Layout, **change: object) -> None:
-    entry = {"pid": os.getpid(), "started": psutil.Process().create_time(), "root": str(layout.root), "url": "http://127.0.0.1:1"} | change
+    entry = {**liveness.entry(os.getpid()), "root": str(layout.root), "url": "http://127.0.0.1:1"} | change
     files.write_json(layout.services, {"mlflow": entry})
 
 
 def test_an_entry_counts_only_if_pid_start_time_and_folder_match(layout: Layout):
     record(layout)
-    assert services.address(layout, services.MLFLOW) == "http://127.0.0.1:1"
-    for change in ({"started": 1.0}, {"root": "/elsewhere"}, {"pid": 2**22 + 1}, {"pid": None}):
+    assert services.address(layout, processes.MLFLOW) == "http://127.0.0.1:1"
+    for change in ({"started": "another boot"}, {"started": 1.0}, {"root": "/elsewhere"}, {"pid": 2**22 + 1}, {"pid": None}):
         record(layout, **change)
-        assert services.address(layout, services.MLFLOW) is None, change
+        assert services.address(layout, processes.MLFLOW) is None, change
     layout.services.write_text("{ cut")
     assert services.read(layout) == {}
 
@@ -77,16 +77,16 @@ def test_an_address_of_the_environment_is_used_and_nothing_is_started(layout: La
 
 def test_F8_an_asked_port_that_is_taken_names_who_holds_it(layout: Layout, listener: int):
     with pytest.raises(UserError, match=rf"port {listener}.*mlflow.*pid {os.getpid()}"):
-        processes.choose_port(services.MLFLOW, listener, None, set())
+        processes.choose_port(processes.MLFLOW, listener, None, set())
 
 
 def test_ports_are_sticky_else_the_next_free_one(listener: int):
-    assert processes.choose_port(services.MLFLOW, None, listener, set()) != listener
+    assert processes.choose_port(processes.MLFLOW, None, listener, set()) != listener
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         free = probe.getsockname()[1]
-    assert processes.choose_port(services.MLFLOW, None, free, set()) == free
-    assert processes.choose_port(services.MLFLOW, None, free, {free}) != free
+    assert processes.choose_port(processes.MLFLOW, None, free, set()) == free
+    assert processes.choose_port(processes.MLFLOW, None, free, {free}) != free
 
 
 def test_down_is_refused_during_a_run_unless_forced(layout: Layout):
@@ -108,6 +108,42 @@ def test_a_server_that_dies_at_once_is_one_clear_error_and_leaves_no_entry(layou
     with pytest.raises(UserError, match="file is not a database"):
         services.ensure(layout, prefect=False)
     assert "mlflow" not in services.read(layout)
+
+
+def test_an_asked_port_that_is_taken_leaves_no_server_behind_that_was_begun_before(layout: Layout, listener: int, monkeypatch: pytest.MonkeyPatch):
+    begun: list[subprocess.Popen] = []
+
+    def spawn(layout: Layout, name: str, port: int) -> subprocess.Popen:
+        begun.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return begun[-1]
+
+    monkeypatch.setattr(services, "spawn", spawn)
+    with pytest.raises(UserError, match=f"port {listener}, asked for prefect, is taken"):
+        services.ensure(layout, ports={"prefect": listener})
+    assert len(begun) == 1 and not psutil.pid_exists(begun[0].pid) and "mlflow" not in services.read(layout)
+
+
+def test_F8_another_port_for_a_server_that_runs_is_refused(layout: Layout):
+    record(layout)
+    with pytest.raises(UserError, match="mlflow runs already, at http://127.0.0.1:1; port 5999"):
+        services.ensure(layout, prefect=False, ports={"mlflow": 5999})
+
+
+def test_B6_a_password_in_an_address_is_refused_and_not_repeated(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:topsecret@example.org")
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        services.ensure(layout, prefect=False)
+    assert "topsecret" not in str(caught.value)
+
+
+def test_C14_the_mark_of_a_process_does_not_follow_the_wall_clock(monkeypatch: pytest.MonkeyPatch):
+    before = liveness.entry(os.getpid())
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _self: 1.0)  # what a clock set back by hours would give
+    assert liveness.entry(os.getpid()) == before and liveness.process_of(before) is not None
+    child = subprocess.Popen(["sleep", "0"])
+    entry = liveness.entry(child.pid)
+    child.wait()
+    assert liveness.process_of(entry) is None
 
 
 def test_stop_tree_ends_children_too():
