@@ -77,7 +77,7 @@ def write(name: str, *, command: str, conditions: str, repeats: list[dict[str, A
 class PeakPss(threading.Thread):
     """Peak of the summed proportional set size of every process that works in a checkout, servers included (Linux)."""
 
-    def __init__(self, root: Path, interval_s: float = 1.0):
+    def __init__(self, root: Path, interval_s: float = 3.0):
         super().__init__(daemon=True)
         self.root, self.interval_s, self.peak_bytes, self.ended = str(root), interval_s, 0, threading.Event()
 

@@ -26,7 +26,7 @@ OTHER_OPENING_CHARS = 60
 
 
 def run(config: Config, layout: Layout) -> Report:
-    documents = pq.read_table(layout.clean / "test.parquet", columns=["id", "text", "language"]).to_pylist()
+    documents = pq.ParquetFile(layout.clean / "test.parquet").read(columns=["id", "text", "language"]).to_pylist()
     if not documents:
         raise UserError(
             f"{layout.clean / 'test.parquet'} has no document, so nothing can be measured. Give more text, or raise splits.test_share"
@@ -219,7 +219,7 @@ def _applications(
     config: Config, layout: Layout, rows: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(figures by application and language, answers to show); items are appended to `rows`."""
-    records = pq.read_table(layout.clean / "records.parquet").to_pylist()
+    records = pq.ParquetFile(layout.clean / "records.parquet").read().to_pylist()
     groups = answers.groups_of(records, config)
     found: dict[str, Any] = {}
     shown: list[dict[str, Any]] = []

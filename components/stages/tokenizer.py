@@ -26,7 +26,7 @@ def run(config: Config, layout: Layout) -> Report:
 
 
 def _train(config: Config, layout: Layout) -> tuple[bpe.Tokenizer, int, list[str]]:
-    texts = pq.read_table(layout.clean / "train.parquet", columns=["text"]).column("text").to_pylist()
+    texts = pq.ParquetFile(layout.clean / "train.parquet").read(columns=["text"]).column("text").to_pylist()
     if not texts:
         raise UserError("the train split is empty, so there is nothing to learn a tokenizer from. Give more text: lmworks use PRESET --corpus PATH")
     # rows are sorted by a hash of the text, so the first ones are a fair sample of all sources
@@ -42,7 +42,7 @@ def _train(config: Config, layout: Layout) -> tuple[bpe.Tokenizer, int, list[str
 
 def _compression(tokenizer: bpe.Tokenizer, layout: Layout) -> list[str]:
     """Bytes and characters a token on held-out text, by language."""
-    table = pq.read_table(layout.clean / "validation.parquet", columns=["text", "language"])
+    table = pq.ParquetFile(layout.clean / "validation.parquet").read(columns=["text", "language"])
     by_language: dict[str, list[str]] = {}
     for text, language in zip(*(table.column(name).to_pylist() for name in ("text", "language")), strict=True):
         by_language.setdefault(language, []).append(text)

@@ -33,11 +33,11 @@ def layout(tmp_path: Path) -> Layout:
 def test_an_empty_or_malformed_sources_yaml_is_one_clear_error(layout: Layout, text: str):
     layout.sources.write_text(text)
     with pytest.raises(UserError, match="sources.yaml") as caught:
-        chain.fingerprint(chain.BY_NAME["fetch"], settings.Config(), layout)
+        chain.fingerprint(chain.BY_NAME["fetch"], settings.Config(), layout, [])
     assert "lmworks run" in str(caught.value) or "not valid YAML" in str(caught.value)
     layout.sources.unlink()
     with pytest.raises(UserError, match="no sources.yaml .*Run: lmworks run"):
-        chain.fingerprint(chain.BY_NAME["fetch"], settings.Config(), layout)
+        chain.fingerprint(chain.BY_NAME["fetch"], settings.Config(), layout, [])
 
 
 def test_every_wrong_version_is_named_once(layout: Layout):
