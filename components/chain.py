@@ -208,14 +208,14 @@ def pick(tree: Any, key: str, path: Path) -> Any:
     return tree
 
 
-def fingerprint(stage: Stage, config: Config, layout: Layout) -> dict[str, Any]:
-    """Everything that the stage's result depends on; its hash is the KEY of work/STAGE/KEY."""
+def fingerprint(stage: Stage, config: Config, layout: Layout, code: list[str]) -> dict[str, Any]:
+    """Everything that the stage's result depends on; its hash is the KEY of work/STAGE/KEY. `code` is its `code_of`."""
     params = config.model_dump(mode="json")
     if stage.sources and not layout.sources.exists():
         raise UserError(f"no {layout.sources.name} in {layout.root}; it lists the source files. Run: lmworks run (it writes it)")
     sources = files.load_yaml(layout.sources) if stage.sources else {}
     return {
-        "code": {path: files.sha256_file(layout.root / path) for path in code_of(stage, layout.root)},
+        "code": {path: files.sha256_file(layout.root / path) for path in code},
         "params": {key: pick(params, key, layout.params) for key in stage.params},
         "sources": {key: pick(sources, key, layout.sources) for key in stage.sources},
         "inputs": {dep: files.manifest_hash(layout.out(dep)) for dep in stage.deps},
@@ -244,7 +244,8 @@ def _run_locked(stage: Stage, layout: Layout, config: Config, module: Any) -> Re
     check_versions([stage], layout)
     for dep in stage.deps:
         files.verify_manifest(layout.out(dep))
-    before = fingerprint(stage, config, layout)
+    code = code_of(stage, layout.root)
+    before = fingerprint(stage, config, layout, code)
     key = files.sha256_bytes(files.canonical_json(before).encode())[:16]
     staged = {out: layout.partial / out.replace("/", "-") for out in stage.outs}
     for folder in staged.values():
@@ -254,7 +255,7 @@ def _run_locked(stage: Stage, layout: Layout, config: Config, module: Any) -> Re
     run: Callable[[Config, Layout], Report] = (module or importlib.import_module(stage.module)).run
     try:
         report = run(config, Layout(root=layout.root, staged=staged, work=work))
-        changed = [name for name, value in fingerprint(stage, load(layout.params), layout).items() if value != before[name]]
+        changed = [name for name, value in fingerprint(stage, load(layout.params), layout, code).items() if value != before[name]]
         if changed:
             at_fault = [p for p, h in before["code"].items() if files.sha256_file(layout.root / p) != h] or changed
             raise UserError(f"{stage.name}: {', '.join(at_fault)} changed while the stage ran, so its output has no one origin. Run again")
@@ -314,5 +315,12 @@ def main(argv: list[str]) -> int:
     return outcome["exit_code"]
 
 
+def leave(exit_code: int) -> None:
+    """End without tearing torch and Great Expectations down piece by piece: half a second a stage."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)  # every file is closed and fsynced, the tracking thread is joined
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,8 +108,10 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
     check_earlier(layout, chosen)
     if release and to_stage is None:
         from components.release import registry
+        from components.release import release as releasing
 
         registry.check_name(config, layout)  # before hours of training, not after
+        threading.Thread(target=releasing.preload, daemon=True, name="preload").start()
     started_s = time.monotonic()
     if chosen and chosen[0] == names[0]:
         state = sources_task(config, layout, return_state=True)

@@ -17,6 +17,7 @@ from components import files, tracking
 from components.config import Config
 from components.errors import Damaged, UserError
 from components.layout import Layout
+from components.operations import rest
 from components.release import card, champion, evidence, gates, lineage, package, registry
 from components.release.lineage import Subject
 from components.reporting import say as say_line
@@ -41,7 +42,8 @@ class Decision:
 
     @property
     def promoted(self) -> bool:
-        return self.champion_version == self.version
+        """Whether this version is champion and its gate says that it may be (a gate that was changed may say no to the champion)."""
+        return self.verdict == "passed" and self.champion_version == self.version
 
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, "version": self.version, "weights_sha256": self.weights_sha256,
@@ -49,20 +51,32 @@ class Decision:
                 "run_id": self.run_id, "criteria": [criterion.as_dict() for criterion in self.criteria]}
 
 
+def preload() -> None:
+    """Import what a release needs: six seconds that the flow spends on its idle core, while the data stages use one."""
+    registry.quiet()
+    import mlflow.pyfunc  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
+
+
 def release(config: Config, layout: Layout, *, say: Say = say_line) -> list[Decision]:
     """Log, register and judge NAME and NAME-instruct, each by its own gate. A gate that says no is no error.
 
-    Raises UserError (no server; the name belongs to another corpus) and Damaged (bytes that are not those written).
+    Raises UserError (no server, or it refuses; the name belongs to another corpus) and Damaged (bytes that are not those written).
     """
     client = registry.client(layout)
+    from mlflow.exceptions import MlflowException
+
     registry.check_name(config, layout)
-    tracking.drain(layout)  # a stage that ran while no server was up has only spooled its run
     checked = verified_files(layout)
     tracking.drain(layout)  # the run that trained must be known here before it is looked for
-    experiment = lineage.experiment_id(client, config.name)
     decisions: list[Decision] = []
-    for subject in lineage.subjects(config, layout):
-        decisions.append(release_one(client, experiment, subject, config, layout, checked, decisions, say))
+    try:
+        experiment = lineage.experiment_id(client, config.name)
+        for subject in lineage.subjects(config, layout):
+            decisions.append(release_one(client, experiment, subject, config, layout, checked, decisions, say))
+    except MlflowException as error:
+        raise rest.Unreachable(f"MLflow at {registry.address(layout)} went away or refused a call: {' '.join(str(error).split())[:300]}. "
+                               "What was promoted before stays so. Look at `lmworks status`, then run again: lmworks run") from error
     files.write_json(layout.receipt, {"format": RECEIPT_FORMAT, "gates": config.gates.model_dump(mode="json"), "models": {d.name: d.as_dict() for d in decisions}})
     return decisions
 
@@ -171,6 +185,8 @@ def sentence(decision: Decision) -> str:
     if decision.promoted:
         return f"{decision.name}: version {decision.version} is champion"
     reasons = "; ".join(criterion.sentence for criterion in decision.criteria if not criterion.passed)
+    if decision.champion_version == decision.version:
+        return f"{decision.name}: version {decision.version} does not pass its gate any more ({reasons}); it stays champion until another passes"
     stays = f"version {decision.champion_version} stays champion" if decision.champion_version else "there is no champion"
     return f"{decision.name}: version {decision.version} was not promoted ({reasons}); {stays}"
 
