@@ -69,7 +69,8 @@ def findings(layout: Layout) -> list[dict[str, Any]]:
     rows.append(_finding("embedded corpus", layout.packages.exists(), str(layout.packages) if layout.packages.exists() else "missing", "make setup"))
     for name, service in status.state(layout).items():
         where = service.get("url") or f"pid {service.get('pid', '?')}"
-        found = {"up": f"up at {where}", "down": f"down (lmworks up starts it{status.port_in_words(name)})"}.get(service["state"], f"{service['state']} at {where}")
+        down = service["state"] == "down"
+        found = f"down (lmworks up starts it{status.port_in_words(name)})" if down else f"{service['state']} at {where}"
         rows.append(_finding(name, service["state"] in ("up", "down"), found, f"lmworks down --force, then lmworks up; its log: .lmworks/logs/{name}.log"))
     rows.append(_gpu(device))
     return rows

@@ -23,6 +23,7 @@ from components.release.registry import EVALUATION, WEIGHTS
 
 RELEASED = "lmworks.released"  # evaluation hash of the last complete copy
 MAX_DIFF_BYTES = 5 * 2**20
+SECRETS = [f":(exclude,glob)**/{name}" for name in (".env*", "*.pem", "*.key", "*credentials*", ".dvc/config*", ".netrc", ".pypirc")]
 CHECKED = ("raw", "clean", "tokens")  # data stages that publish validation pages
 CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}
 
@@ -90,7 +91,7 @@ def source_digests(layout: Layout) -> dict[str, str]:
 
 
 def git_state(root: Path) -> tuple[str | None, bytes]:
-    """(commit, uncommitted difference) of the checkout; (None, b"") without git."""
+    """(commit, uncommitted difference) of the checkout; (None, b"") without git. Files that hold secrets by custom are left out."""
     def git(*arguments: str) -> bytes | None:
         try:
             done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=30, check=False)
@@ -101,7 +102,7 @@ def git_state(root: Path) -> tuple[str | None, bytes]:
     commit = git("rev-parse", "HEAD")
     if not commit:
         return None, b""
-    return commit.decode().strip(), (git("diff", "HEAD") or b"")[:MAX_DIFF_BYTES]
+    return commit.decode().strip(), (git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", "--", ".", *SECRETS) or b"")[:MAX_DIFF_BYTES]
 
 
 # --- runs ----------------------------------------------------------------------------------------

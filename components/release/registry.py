@@ -89,7 +89,16 @@ def names(config: Config) -> list[str]:
 
 
 def check_name(config: Config, layout: Layout) -> None:
-    """Refuse, before anything trains, a name whose registered model learned from another corpus. Raises UserError."""
+    """Refuse, before anything trains, a name whose registered model learned from another corpus, or whose experiment is in MLflow's
+    bin (there its name stays taken). Raises UserError."""
+    try:
+        found = mlflow_rest.call(address(layout), "GET", f"experiments/get-by-name?{urllib.parse.urlencode({'experiment_name': config.name})}")
+    except mlflow_rest.Unreachable as error:
+        raise UserError(f"the MLflow server at {address(layout)} does not answer ({error}). Run: lmworks up") from None
+    if found and found["experiment"].get("lifecycle_stage") == "deleted":
+        raise UserError(f"experiment {config.name!r} was deleted in MLflow, where its name stays taken. Choose another name (lmworks use {config.preset} "
+                        f"--name NEW_NAME), or bring it back: MLFLOW_TRACKING_URI={address(layout)} mlflow experiments restore "
+                        f"--experiment-id {found['experiment']['experiment_id']}")
     mine = corpus_identity(config)
     for name in names(config):
         model = registered(layout, name)
@@ -290,7 +299,7 @@ def _version(version: dict[str, Any], aliases: dict[str, str]) -> dict[str, Any]
     return {"version": int(version["version"]), "verdict": verdict or "none", "weights_sha256": tags.get(WEIGHTS),
             "created_ms": int(version["creation_timestamp"]),
             "reasons": {key.removeprefix(REASON): value for key, value in sorted(tags.items()) if key.startswith(REASON)},
-            "note": "champion, but its gate did not pass: somebody moved the alias by hand" if champion and verdict != "passed" else None}
+            "note": "champion, but its gate says no: the alias was moved by hand, or the gate was changed since" if champion and verdict != "passed" else None}
 
 
 def serve_line(url: str, name: str, *, inside: bool = False, port: int = 5330) -> str:

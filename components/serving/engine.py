@@ -35,7 +35,7 @@ def chosen(client: Any, name: str, version: int | None) -> Any:
     verdict = champion.tags.get(registry.VERDICT)
     if verdict != "passed":
         raise UserError(f"{name}: the alias champion points at version {champion.version}, whose gate says {verdict or 'nothing'}: somebody "
-                        "moved it by hand. Run: lmworks run (the gate decides again), or name a version with --version")
+                        "moved it by hand, or the gate was changed since. Run: lmworks run (the gate decides again), or name a version with --version")
     return champion
 
 
