@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import hashlib
 import re
 from pathlib import Path
@@ -38,22 +40,35 @@ def parse_set(assignments: list[str]) -> dict[str, Any]:
 
 
 def _existing(path: Path, option: str, layout: Layout) -> str:
+    from components.corpus import sources
+
+    path = path.expanduser()
     if not path.exists():
         raise UserError(f"{option} {path}: no such file or folder (looked in {path.resolve().parent}). Give the path of your text")
-    resolved = path.resolve()
-    return resolved.relative_to(layout.root).as_posix() if resolved.is_relative_to(layout.root) else str(resolved)
+    return sources.shipped(path, layout)
 
 
 def preset_path(layout: Layout, preset: str) -> Path:
     names = sorted(p.stem for p in layout.presets.glob("*.yaml"))
     if preset not in names:
-        raise UserError(f"no preset {preset!r}; there are: {', '.join(names)}")
+        near = difflib.get_close_matches(preset, names, n=1)
+        raise UserError(f"no preset {preset!r}; " + (f"did you mean {near[0]!r}? " if near else "") + f"There are: {', '.join(names)}")
     return layout.presets / f"{preset}.yaml"
+
+
+def present(layout: Layout) -> dict[str, Any]:
+    """The settings of params.yaml as dotted keys, complete or not. Raises UserError."""
+    if not layout.params.exists():
+        raise UserError(f"no params.yaml in {layout.root}. Run: lmworks use tiny")
+    tree = files.load_yaml(layout.params) or {}
+    if not isinstance(tree, dict):
+        raise UserError(f"params.yaml: a mapping of settings was expected, found {type(tree).__name__}. Run: lmworks use tiny")
+    return settings.flatten(tree)
 
 
 def upgrade(layout: Layout) -> list[str]:
     """Complete an old params.yaml with the defaults of its preset. Returns the keys added."""
-    flat = settings.flatten(files.load_yaml(layout.params) or {})
+    flat = present(layout)
     defaults = settings.flatten(settings.resolve(preset_path(layout, str(flat.get("preset", "tiny")))).model_dump(mode="json"))
     added = [key for key in defaults if key not in flat]
     files.write_atomic(layout.params, settings.render(settings.build(defaults | flat, where=layout.params.name)))
@@ -87,9 +102,8 @@ def use(
     if name is not None:
         overrides["name"] = name
     resolved = settings.resolve(preset_path(layout, preset), overrides | parse_set(assign or []))
-    if layout.params.exists():
-        before = settings.flatten(files.load_yaml(layout.params) or {})
-        base = before.get("corpus.base", "none")
+    with contextlib.suppress(UserError):  # one that cannot be read is what this command mends
+        base = present(layout).get("corpus.base", "none")
         if base != "none" and resolved.corpus.base == "none":
             typer.echo(f"the imported base {base} is no longer used; to start from it again: lmworks import {base}")
     files.write_atomic(layout.params, settings.render(resolved))

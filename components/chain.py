@@ -27,6 +27,7 @@ if __name__ == "__main__":
     check_interpreter()
 
 import ast
+import contextlib
 import difflib
 import importlib
 import importlib.metadata
@@ -306,7 +307,8 @@ def main(argv: list[str]) -> int:
 
     environment.apply(layout)  # a bare `dvc repro` gets the same quiet, pinned environment
     outcome = attempt(stage, layout)
-    files.write_json(layout.outcomes / f"{stage.name}.json", outcome)
+    with contextlib.suppress(UserError, OSError):  # a full disk: what the stage says below is still the news
+        files.write_json(layout.outcomes / f"{stage.name}.json", outcome)
     if outcome["exit_code"]:
         say(f"{stage.name}: {outcome['message']}")
         restored = healing.restore_previous(layout, stage.name)
@@ -317,8 +319,9 @@ def main(argv: list[str]) -> int:
 
 def leave(exit_code: int) -> None:
     """End without tearing torch and Great Expectations down piece by piece: half a second a stage."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # nobody reads any more
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(exit_code)  # every file is closed and fsynced, the tracking thread is joined
 
 

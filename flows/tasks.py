@@ -37,8 +37,8 @@ NOISE = re.compile(r"^(Running stage '|> |Generating lock file|Updating lock fil
 RESTORED = re.compile(r"^Stage '.*' is cached - skipping run")
 EXITED = re.compile(r"^ERROR: failed to reproduce '.*exited with (-?\d+)$")
 PROGRESS = re.compile(r"^\S+ (\d+)/(\d+)\b")
-# loaded before any fork: between fork and exec nothing may be imported
-_LIBC = ctypes.CDLL(None, use_errno=True)
+# looked up before any fork: between fork and exec nothing may be imported or loaded, other threads may hold those locks
+_PRCTL = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
 PR_SET_PDEATHSIG = 1
 
 
@@ -75,8 +75,8 @@ def watched_by(watcher: Listener | None) -> Iterator[None]:
 
 def _die_with_parent() -> None:
     """In the child, before exec: TERM when the flow's process dies, kill -9 included (Linux)."""
-    if hasattr(_LIBC, "prctl"):
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _PRCTL is not None:
+        _PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _members(group: int) -> list[psutil.Process]:

@@ -57,7 +57,7 @@ def update(config: Config, layout: Layout) -> bool:
     """
     groups = {"corpus": corpus_group(config, layout), "records": records_group(config, layout), "base": base_group(config, layout)}
     text, digests = render(groups, StatCache(layout.stat_cache, [p for g in groups.values() for _, p in g.files]), layout)
-    before = layout.sources.read_text("utf-8") if layout.sources.exists() else ""
+    before = layout.sources.read_text("utf-8", errors="replace") if layout.sources.exists() else ""
     if before == text:
         return False
     files.write_atomic(layout.sources, text)

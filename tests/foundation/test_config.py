@@ -79,3 +79,19 @@ def test_set_parses_yaml_values():
     assert use_command.parse_set(["training.steps=200", "gates.base=[finite_loss]"]) == {"training.steps": 200, "gates.base": ["finite_loss"]}
     with pytest.raises(UserError, match="KEY=VALUE"):
         use_command.parse_set(["training.steps"])
+
+
+@pytest.mark.parametrize("text", ["training: [\n", "- a list\n", "5\n", ""])
+def test_use_mends_a_params_yaml_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str):
+    from components.layout import ROOT, Layout
+
+    (tmp_path / "presets").symlink_to(ROOT / "presets")
+    (tmp_path / "params.yaml").write_text(text)
+    monkeypatch.setattr(use_command, "Layout", lambda: Layout(root=tmp_path))
+    if text and text[0] != "t":
+        with pytest.raises(UserError, match="lmworks use tiny"):
+            use_command.upgrade(Layout(root=tmp_path))
+    use_command.use("smoke")
+    assert settings.load(tmp_path / "params.yaml").preset == "smoke"
+    with pytest.raises(UserError, match="did you mean 'smoke'"):
+        use_command.use("smokey")
