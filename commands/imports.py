@@ -19,6 +19,9 @@ def set_base(layout: Layout, value: str) -> settings.Config:
     """Write corpus.base into params.yaml; everything else stays. Raises UserError, and then nothing is written."""
     flat = settings.flatten(settings.load(layout.params).model_dump(mode="json"))
     config = settings.build(flat | {"corpus.base": value}, where=layout.params.name, complete=True)
+    from components.corpus import sources
+
+    sources.update(config, layout)
     files.write_atomic(layout.params, settings.render(config))
     return config
 

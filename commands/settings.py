@@ -106,6 +106,9 @@ def use(
         base = present(layout).get("corpus.base", "none")
         if base != "none" and resolved.corpus.base == "none":
             typer.echo(f"the imported base {base} is no longer used; to start from it again: lmworks import {base}")
+    from components.corpus import sources
+
+    sources.update(resolved, layout)  # first: a corpus that cannot be read changes nothing; and a bare `dvc repro` reads sources.yaml
     files.write_atomic(layout.params, settings.render(resolved))
     where = "the embedded English and Chinese text" if resolved.corpus.source == "embedded" else resolved.corpus.source
     typer.echo(f"params.yaml: preset {preset}, model {resolved.name!r}, from {where}. Next: lmworks run")
