@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from typing import Annotated, Any
 
@@ -82,6 +84,9 @@ def run(
         typer.echo(json.dumps(result.as_dict(), ensure_ascii=False, indent=1, default=str))
     else:
         summary.show(result, config, layout, out)
+    if not result.reported:
+        sys.stdout.flush()
+        os._exit(result.exit_code)  # Prefect's threads would try to reach its server for minutes
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 

@@ -31,6 +31,7 @@ class RunResult:
     release: Any = None  # what components.release.release returned, None if the run made no release
     seconds: dict[str, float] = field(default_factory=dict)  # by part; `platform` is what is neither stage nor release
     flow_run: str | None = None  # its page
+    reported: bool = True  # False: Prefect's server went away before the run had ended there
     reconciled: list[str] = field(default_factory=list)  # what an earlier crash had left open
 
     @property

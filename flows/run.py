@@ -23,7 +23,8 @@ def execute(layout: Layout, *, from_stage: str | None = None, to_stage: str | No
     """Run the chain through Prefect and return what happened; nothing of Prefect reaches the terminal.
 
     `listener` has stage_started(stage, why), line(stage, line) and stage_ended(record); what release says
-    comes as lines of the stage 'release'. Ctrl-C, SIGTERM or a closed terminal: the stage saves its work, the
+    comes as lines of the stage 'release'. Where `result.reported` is False, end with os._exit: Prefect's threads would try to
+    deliver for minutes. Ctrl-C, SIGTERM or a closed terminal: the stage saves its work, the
     flow run ends, and the result says *Stopped*, exit code 130. Raises Busy (75) if another run goes on, and
     UserError for what is wrong before the flow begins.
     """
@@ -32,7 +33,8 @@ def execute(layout: Layout, *, from_stage: str | None = None, to_stage: str | No
     with files.lock(layout.run_lock, what="lmworks run"):
         addresses = services.ensure(layout, say=say)
         result.seconds["servers"] = time.monotonic() - started_s
-        environment.apply(layout, PREFECT_API_URL=addresses["prefect"]["api"], PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL")
+        environment.apply(layout, PREFECT_API_URL=addresses["prefect"]["api"], PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL",
+                          PREFECT_INTERNAL_LOGGING_LEVEL="CRITICAL")
         before_s = time.monotonic()
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
@@ -47,6 +49,8 @@ def execute(layout: Layout, *, from_stage: str | None = None, to_stage: str | No
                     state = chain.chain(from_stage=from_stage, to_stage=to_stage, release=release, return_state=True)
                 except KeyboardInterrupt:
                     result.verdict, result.message, result.exit_code = "Stopped", "stopped; the next run goes on from here", 130
+                except Exception as error:  # noqa: BLE001 - the engine raises httpx's, anyio's and its own when its server goes away
+                    not_reported(result, error)
                 else:
                     result.flow_run = f"{addresses['prefect']['url']}/runs/flow-run/{state.state_details.flow_run_id}"
                     if not state.is_completed() and not result.message:  # an error of our own: its name is what we know
@@ -55,6 +59,15 @@ def execute(layout: Layout, *, from_stage: str | None = None, to_stage: str | No
     result.seconds["stages"] = sum(record.work_s for record in result.stages)  # their own work, without DVC and process starts
     result.seconds["platform"] = max(0.0, result.seconds["total"] - sum(result.seconds.get(part, 0.0) for part in ("stages", "release", "sources")))
     return result
+
+
+def not_reported(result: RunResult, error: Exception) -> None:
+    """The flow could not end in Prefect. What the stages and the release did stands; the next start closes the flow run (F3)."""
+    finished = f"{result.message}; but " if result.exit_code == 0 else ""
+    result.verdict = result.verdict if result.exit_code == 0 else "Failed"
+    result.message = (f"{finished}Prefect's server went away or refused a call ({type(error).__name__}: {' '.join(str(error).split())[:200]}). "
+                      "Finished stages stay. See `lmworks status`, then run again: lmworks run")
+    result.exit_code, result.reported = 1, False
 
 
 @contextlib.contextmanager

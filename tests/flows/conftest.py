@@ -75,7 +75,7 @@ sys.exit(outcome["exit_code"])
 '''
 
 DRIVER = '''
-import json, sys
+import json, os, sys
 from components.errors import UserError
 from components.layout import Layout
 from flows.run import execute
@@ -91,7 +91,9 @@ try:
 except UserError as error:
     print(str(error), file=sys.stderr)
     sys.exit(error.exit_code)
-print(json.dumps({**result.as_dict(), "lines": Seen.lines, "events": Seen.events}))
+print(json.dumps({**result.as_dict(), "lines": Seen.lines, "events": Seen.events}), flush=True)
+if not result.reported:
+    os._exit(result.exit_code)
 sys.exit(result.exit_code)
 '''
 

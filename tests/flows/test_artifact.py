@@ -50,3 +50,15 @@ def test_dvcs_own_lines_are_left_out(line: str):
 @pytest.mark.parametrize("line", ["clean 3/9 00:01 left", "clean: row 7 has no text", "12 documents dropped: too short", "ERROR: no space left on device"])
 def test_the_stages_lines_stay(line: str):
     assert not tasks.NOISE.match(line)
+
+
+def test_F3_a_run_that_prefect_never_heard_the_end_of_says_what_finished():
+    from flows.run import not_reported
+
+    done = RunResult("Promoted", "smoke: version 1 is champion", 0)
+    not_reported(done, ConnectionError("refused"))
+    assert (done.verdict, done.exit_code, done.reported) == ("Promoted", 1, False)
+    assert done.message.startswith("smoke: version 1 is champion; but Prefect's server went away")
+    broken = RunResult()
+    not_reported(broken, ConnectionError("refused"))
+    assert broken.verdict == "Failed" and "run again: lmworks run" in broken.message
