@@ -91,7 +91,11 @@ def test_use_mends_a_params_yaml_that_cannot_be_read(tmp_path: Path, monkeypatch
     if text and text[0] != "t":
         with pytest.raises(UserError, match="lmworks use tiny"):
             use_command.upgrade(Layout(root=tmp_path))
-    use_command.use("smoke")
-    assert settings.load(tmp_path / "params.yaml").preset == "smoke"
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Some words.")
+    (tmp_path / "r.jsonl").write_text("{}")
+    use_command.use("smoke", corpus=tmp_path / "texts", records=tmp_path / "r.jsonl")
+    config = settings.load(tmp_path / "params.yaml")
+    assert (config.preset, config.corpus.source, config.corpus.records, config.name) == ("smoke", "texts", "r.jsonl", "texts")
     with pytest.raises(UserError, match="did you mean 'smoke'"):
         use_command.use("smokey")
