@@ -210,7 +210,9 @@ def _run(record: StageRecord, layout: Layout, log: Callable[[str], None]) -> tup
     log(f"$ {shlex.join(command(layout, record.stage)[1:])}")
     (layout.outcomes / f"{record.stage}.json").unlink(missing_ok=True)  # of an earlier run
     ended = run_child(layout, record.stage, log)
-    return ended, outcome(layout, record.stage)
+    told = outcome(layout, record.stage)
+    record.work_s += told.get("elapsed_s", 0.0)
+    return ended, told
 
 
 def _heal(record: StageRecord, layout: Layout, damaged: list[str], log: Callable[[str], None]) -> bool:

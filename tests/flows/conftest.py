@@ -62,7 +62,7 @@ try:
         files.write_json(out / "summary.json", {"stage": name, "documents_in": 3, "documents_out": 2})
         (out / "wish.txt").write_text(" ".join(wish))
         files.write_manifest(out)
-    outcome = {"stage": name, "exit_code": 0}
+    outcome = {"stage": name, "exit_code": 0, "elapsed_s": 0.25}
 except UserError as error:
     outcome.update(exit_code=3 if "block" in wish else 2, message=str(error))
 except KeyboardInterrupt:

@@ -24,6 +24,7 @@ def test_a_run_then_an_unchanged_one_then_one_restored(checkout: Any):
     assert told["verdict"] == "Ready"
     assert [(s["stage"], s["state"], s["why"]) for s in told["stages"]] == [("first", "ran", ["it never ran"]), ("second", "ran", ["it never ran"])]
     assert told["stages"][0]["summary"]["documents_out"] == 2
+    assert told["seconds"]["stages"] == 0.5 and all(s["elapsed_s"] > s["work_s"] for s in told["stages"]), "work by the stage's own account"
     assert told["events"] == ["start first", "ran first", "start second", "ran second"]
     assert told["lines"] == [f"{s}|{line}" for s in ("first", "second") for line in (*(f"{s} {n}/5 loss 3.21" for n in range(1, 6)), f"{s} says 你好")]
     run = checkout.last_flow_run()
