@@ -26,7 +26,7 @@ from components.corpus.origins import (
     locate,
     spell,
 )
-from components.errors import UserError
+from components.errors import Damaged, UserError
 from components.layout import Layout
 from components.reporting import Progress, say
 
@@ -47,6 +47,7 @@ class Group:
     source: str  # the setting that named it
     files: list[tuple[str, Path]] = field(default_factory=list)  # (name, absolute path), sorted by name
     skipped: list[str] = field(default_factory=list)  # names of files that no reader reads
+    vouched: dict[str, str] = field(default_factory=dict)  # {name: sha256} that the files were imported with: other bytes are no new version
 
 
 def update(config: Config, layout: Layout) -> bool:
@@ -109,7 +110,8 @@ def base_group(config: Config, layout: Layout) -> Group:
     found = [(name, path) for name, path in _walk(folder, "corpus.base") if name.rsplit("/", 1)[-1] not in RESERVED]
     if not found:
         raise UserError(f"corpus.base={source!r}: data/imported/{folder.name} is empty. Run: lmworks import PATH (a Hugging Face model folder)")
-    return Group(kind="imported", source=source, files=found)
+    listed = files.read_manifest(folder)["files"] if (folder / files.MANIFEST).exists() else {}  # none: put there by hand
+    return Group(kind="imported", source=source, files=found, vouched={name: entry["sha256"] for name, entry in listed.items()})
 
 
 def _embedded(config: Config, layout: Layout) -> Group:
@@ -250,6 +252,9 @@ def render(groups: dict[str, Group], cache: StatCache, layout: Layout) -> tuple[
         hashes, rows = [], []
         for file_name, path in group.files:
             size, sha256 = cache.look_up(path)
+            if group.vouched.get(file_name, sha256) != sha256:
+                raise Damaged(f"{path} is damaged: sha256 {sha256[:16]}… found, {group.vouched[file_name][:16]}… imported. Delete its folder, then "
+                              "import the model again: lmworks import PATH")
             hashes.append((file_name, sha256))
             rows.append(f"  - {{name: {quoted(file_name)}, path: {quoted(spell(path, layout.root))}, bytes: {size}, sha256: \"{sha256}\"}}")
         digests.append(digest_of(group.kind, hashes))

@@ -10,7 +10,7 @@ from components import config as configuration
 from components import files
 from components.corpus import embedded, sources
 from components.corpus.origins import check_name, kind_of, locate, site_packages, spell
-from components.errors import UserError
+from components.errors import Damaged, UserError
 from components.layout import Layout
 
 pytestmark = pytest.mark.code
@@ -175,8 +175,9 @@ def test_an_imported_base_is_a_folder_below_data_imported(checkout):
     layout, _ = checkout
     model = layout.imported / "small"
     (model / "sub").mkdir(parents=True)
-    for name in ("config.json", "model.safetensors", "manifest.json", "sub/x.json"):
+    for name in ("config.json", "model.safetensors", "sub/x.json"):
         (model / name).write_text(name)
+    files.write_manifest(model)
     sources.update(config_of(corpus__base="small"), layout)
     base = files.load_yaml(layout.sources)["base"]
     assert [entry["name"] for entry in base["files"]] == ["config.json", "model.safetensors", "sub/x.json"]
@@ -184,6 +185,11 @@ def test_an_imported_base_is_a_folder_below_data_imported(checkout):
     for wrong in ("absent", "../small", "/etc", "small/sub"):
         with pytest.raises(UserError, match="lmworks import"):
             sources.update(config_of(corpus__base=wrong), layout)
+    before = layout.sources.read_bytes()
+    (model / "model.safetensors").write_text("model.safetensorz")  # D3: never taken for a new version of the base
+    with pytest.raises(Damaged, match="model.safetensors is damaged: sha256 .*lmworks import"):
+        sources.update(config_of(corpus__base="small"), layout)
+    assert layout.sources.read_bytes() == before
 
 
 def test_a_path_is_spelled_so_that_the_checkout_may_move(checkout, tmp_path):
