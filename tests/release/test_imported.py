@@ -54,6 +54,11 @@ def edit(path: Path, **changes: object) -> None:
 
 def test_import_copies_verifies_and_sets_the_base(folder, layout, monkeypatch, capsys):
     monkeypatch.setattr(imports, "Layout", lambda: layout)
+    (layout.root / "texts.txt").write_text("A corpus of its own: the embedded one is not in this checkout.")
+    (layout.root / "records.jsonl").write_text("{}")
+    flat = settings.flatten(settings.load(layout.params).model_dump(mode="json"))
+    own = settings.build(flat | {"corpus.source": "texts.txt", "corpus.records": "records.jsonl"}, where="test")
+    files.write_atomic(layout.params, settings.render(own))
     imports.import_model(str(folder))
     base = settings.load(layout.params).corpus.base
     assert base.startswith("tiny-llama-") and files.verify_manifest(layout.imported / base)
