@@ -50,10 +50,10 @@ def stages(result: Any, out: Console) -> None:
     out.print(table)
 
 
-def evaluation(layout: Layout, out: Console) -> None:
+def evaluation(config: Config, layout: Layout, out: Console) -> None:
     """Both models against their baselines, with intervals."""
     figures = files.read_json(layout.evaluation / "evaluation.json")
-    table = plain_table(("evaluation (test split)", "left"), ("", "left"), ("model", "right"), ("95 % interval", "right"), ("baselines", "left"))
+    table = plain_table(("evaluation (test split)", "left"), ("", "left"), ("model", "right"), (f"{config.evaluation.confidence * 100:g} % interval", "right"), ("baselines", "left"))
     seen: set[tuple[str, str]] = set()
     for kind in ("base", "instruct"):
         for row in evidence.rows(figures, kind):
@@ -105,6 +105,11 @@ def next_commands(config: Config, layout: Layout, result: Any) -> list[tuple[str
         lines.append((f"{bin_}lmworks generate {shlex.quote('The king')} --max-new-tokens 40", "ask the champion"))
     if f"{config.name}-instruct" in champions:
         lines.append((f"{bin_}lmworks generate --instruct {shlex.quote('你好')}", "ask the fine-tuned champion"))
+    for d in told:
+        if not d["champion_version"]:
+            instruct = "--instruct " if d["name"].endswith("-instruct") else ""
+            lines.append((f"{bin_}lmworks generate {instruct}{shlex.quote('你好' if instruct else 'The king')} --version {d['version']}",
+                          f"ask {d['name']} all the same, though its gate said no"))
     if champions:
         lines.append((registry.serve_line(server_url(layout) or "", champions[0], inside=True), "serve it"))
     lines += [(f"{bin_}lmworks use tiny --corpus PATH", "your own text"), (f"{bin_}lmworks down", "stop the servers")]
@@ -124,7 +129,7 @@ def show(result: Any, config: Config, layout: Layout, out: Console) -> None:
     finished = result.exit_code == 0 and result.release
     if finished and result.verdict != "Nothing changed":
         out.print()
-        evaluation(layout, out)
+        evaluation(config, layout, out)
         out.print()
         samples(layout, out)
     if finished:
