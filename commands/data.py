@@ -55,9 +55,10 @@ def accept(
     if not reason.strip():
         raise UserError("--reason is empty: say in a sentence why the change does not matter")
     layout = Layout()
-    for out in BY_NAME[stage].outs:
-        files.verify_manifest(layout.out(out))
-    done = subprocess.run([sys.executable, "-m", "dvc", "commit", "-q", "-f", stage], cwd=layout.root, env=child(layout), capture_output=True, text=True)
+    with files.lock(layout.run_lock, what="lmworks run"):
+        for out in BY_NAME[stage].outs:
+            files.verify_manifest(layout.out(out))
+        done = subprocess.run([sys.executable, "-m", "dvc", "commit", "-q", "-f", stage], cwd=layout.root, env=child(layout), capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"dvc commit {stage} failed: {done.stderr.strip()}")
     layout.state.mkdir(exist_ok=True)

@@ -43,7 +43,7 @@ def _repo(layout: Layout) -> Iterator[Any]:
     except DvcException as error:
         if "busy" in str(error):
             raise Busy(f"a stage is running in this checkout: {_one_line(error)}. Wait for it, then run again") from error
-        advice = next((words for name, words in REMEDIES.items() if f"'{name}'" in str(error)), "Mend that, then run again")
+        advice = REMEDIES[layout.sources.name] if layout.sources.name in str(error) else "Mend that, then run again"
         raise UserError(f"DVC cannot read this checkout: {_one_line(error).removesuffix('.')}. {advice}") from error
 
 

@@ -68,3 +68,14 @@ def test_reasons_name_what_changed_and_later_stages_follow(layout: Layout):
 def test_no_pipeline_is_one_clear_error(tmp_path: Path):
     with pytest.raises(UserError, match="no dvc.yaml"):
         staleness.names(Layout(root=tmp_path))
+
+
+@pytest.mark.parametrize(("name", "advice"), [("params.yaml", "Mend that, then run again"), ("sources.yaml", "Run: lmworks run")])
+def test_a_file_that_dvc_cannot_read_is_one_line_with_what_to_do(layout: Layout, name: str, advice: str):
+    (layout.root / "sources.yaml").write_text("corpus: {digest: a}\n")
+    (layout.root / "dvc.yaml").write_text(DVC_YAML.replace("params: [training, name]", "params: [training, {sources.yaml: [corpus.digest]}]"))
+    repro(layout)
+    (layout.root / name).write_text("training: [\n")
+    with pytest.raises(UserError, match=f"DVC cannot read this checkout: .*{name}.*{advice}") as caught:
+        staleness.stale(layout)
+    assert "\n" not in str(caught.value)
