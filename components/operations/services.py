@@ -29,6 +29,7 @@ from components.operations.processes import (
     SERVERS,
     Service,
     choose_port,
+    free,
     last_lines,
     listens,
     log_path,
@@ -141,7 +142,7 @@ def _start_servers(layout: Layout, wanted: list[Service], asked: dict[str, int])
             for start in list(waiting):
                 name = start.service.name
                 if start.process.poll() is not None:
-                    if "already in use" not in last_lines(layout, name, 20) or len(start.tried) > 5:
+                    if free(start.port) or len(start.tried) > 5:
                         raise UserError(f"{name} did not start; the end of {log_path(layout, name)}:\n  {last_lines(layout, name)}")
                     again = begin(start.service, start.tried)  # somebody took the port between our look and its bind
                     start.process, start.port, start.tried = again.process, again.port, again.tried

@@ -123,6 +123,30 @@ def test_an_asked_port_that_is_taken_leaves_no_server_behind_that_was_begun_befo
     assert len(begun) == 1 and not psutil.pid_exists(begun[0].pid) and "mlflow" not in services.read(layout)
 
 
+def test_F8_a_port_that_another_checkout_takes_before_our_server_binds_it_is_left_to_it(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    taken, ports = socket.socket(), []
+
+    def spawn(layout: Layout, name: str, port: int) -> subprocess.Popen:
+        ports.append(port)
+        layout.logs.mkdir(parents=True, exist_ok=True)
+        if len(ports) == 1:  # a slow start on a fresh database; meanwhile somebody binds
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(("127.0.0.1", port))
+            taken.listen()
+            processes.log_path(layout, name).write_text("[Errno 98] address already in use\n" + "a long traceback\n" * 50)
+        return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({0 if len(ports) == 1 else 60})"])
+
+    monkeypatch.setattr(services, "spawn", spawn)
+    monkeypatch.setattr(services, "listens", lambda *_: len(ports) > 1)
+    monkeypatch.setattr(services.rest, "healthy", lambda *_args, **_named: True)
+    try:
+        found = services.ensure(layout, prefect=False)["mlflow"]
+        assert len(ports) == 2 and ports[0] != ports[1] and found["url"].endswith(f":{ports[1]}")
+    finally:
+        taken.close()
+        services.down(layout, force=True)
+
+
 def test_F8_another_port_for_a_server_that_runs_is_refused(layout: Layout):
     record(layout)
     with pytest.raises(UserError, match="mlflow runs already, at http://127.0.0.1:1; port 5999"):
