@@ -84,11 +84,14 @@ def run(
         typer.echo(json.dumps(result.as_dict(), ensure_ascii=False, indent=1, default=str))
     else:
         summary.show(result, config, layout, out)
-    if not result.reported:
-        sys.stdout.flush()
-        os._exit(result.exit_code)  # Prefect's threads would try to reach its server for minutes
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
+    sys.stdout.flush()
+    if "prefect" in sys.modules and result.reported:
+        from flows.run import deliver
+
+        deliver()
+    # at once: with torch, MLflow and Prefect loaded the interpreter takes seconds to tear itself down, and where Prefect's
+    # server is away its threads would try to reach it for minutes
+    os._exit(result.exit_code)
 
 
 def _nothing_to_do(config: settings.Config, layout: Layout) -> bool:

@@ -99,6 +99,13 @@ def release_task(config: settings.Config, layout: Layout) -> State:
     return Completed(name=name, message="; ".join(map(release.sentence, decisions)), data=decisions)
 
 
+def preload() -> None:
+    """The imports of a release, off the main thread."""
+    from components.release import release
+
+    release.preload()
+
+
 def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, release: bool) -> None:
     """Run the chain and write into `result` what happened. The caller holds the run's lock. Raises UserError."""
     layout = Layout()
@@ -108,10 +115,8 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
     check_earlier(layout, chosen)
     if release and to_stage is None:
         from components.release import registry
-        from components.release import release as releasing
 
         registry.check_name(config, layout)  # before hours of training, not after
-        threading.Thread(target=releasing.preload, daemon=True, name="preload").start()
     started_s = time.monotonic()
     if chosen and chosen[0] == names[0]:
         state = sources_task(config, layout, return_state=True)
@@ -119,6 +124,9 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
             raise _cause(state)
     result.seconds["sources"] = time.monotonic() - started_s
     for number, name in enumerate(chosen):
+        if number == 1 and release and to_stage is None:
+            # beside `ingest`, which keeps one core busy for seconds; beside `fetch` it only slows this process
+            threading.Thread(target=preload, daemon=True, name="preload").start()
         record = tasks.run_stage(name, config)
         result.stages.append(record)
         if record.state == "failed":

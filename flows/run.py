@@ -17,6 +17,8 @@ from flows.records import RunResult
 if TYPE_CHECKING:
     from flows.tasks import Listener
 
+DELIVER_S = 10
+
 
 def execute(layout: Layout, *, from_stage: str | None = None, to_stage: str | None = None, release: bool = True,
             listener: Listener | Any = None, say: Callable[[str], None] = services.quiet) -> RunResult:
@@ -59,6 +61,15 @@ def execute(layout: Layout, *, from_stage: str | None = None, to_stage: str | No
     result.seconds["stages"] = sum(record.work_s for record in result.stages)  # their own work, without DVC and process starts
     result.seconds["platform"] = max(0.0, result.seconds["total"] - sum(result.seconds.get(part, 0.0) for part in ("stages", "release", "sources")))
     return result
+
+
+def deliver() -> None:
+    """Wait (bounded) until Prefect's server has every log line and event of this process."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=DELIVER_S)
 
 
 def not_reported(result: RunResult, error: Exception) -> None:
