@@ -81,7 +81,7 @@ def test_imports_run_one_way(path: Path):
 def test_importing_a_module_only_defines(path: Path):
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If, ast.Try)
     for node in ast.parse(path.read_text()).body:
-        registers = isinstance(node, ast.Expr) and (isinstance(node.value, ast.Constant) or isinstance(node.value, ast.Call))
+        registers = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant | ast.Call)
         assert isinstance(node, allowed) or registers, f"{path.name}:{node.lineno}"
         if isinstance(node, ast.If):
             test = ast.unparse(node.test)
