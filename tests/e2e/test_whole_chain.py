@@ -55,7 +55,7 @@ def test_one_finished_run_a_model_with_curves_data_and_report(finished: Finished
 def test_unchanged_rerun_runs_nothing_and_imports_neither_prefect_nor_mlflow(finished: Finished):
     checkout = finished.checkout
     lock = (checkout.root / "dvc.lock").read_bytes()
-    script = ("import sys\nfrom commands import main\nsys.argv = ['lmworks', 'run', '--json']\n"
+    script = ("import os, sys\nfrom commands import main\nos._exit = sys.exit\nsys.argv = ['lmworks', 'run', '--json']\n"
               "try:\n main.main()\nfinally:\n print(sorted(m for m in ('prefect', 'mlflow', 'torch', 'transformers') if m in sys.modules), file=sys.stderr)")
     import subprocess
 
