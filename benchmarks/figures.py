@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any
 
 from benchmarks import workspace
 from benchmarks.workspace import RESULTS, clone, interval, lmworks
-from components import files
+from components import chain, files
 
 REPEATS = 3
 
@@ -72,7 +73,10 @@ def platform(preset: str, repeats: int) -> None:
             kept.append(proof)
             print(f"{preset} {number + 1}/{repeats}: up {row['up_s']:.1f} s, lmworks run {row['run_s']:.1f} s, plain {row['plain_s']:.1f} s, "
                   f"platform {row['platform_s']:.1f} s, unchanged {min(row['unchanged_s']):.2f} s, peak {row['peak_pss_gib']:.2f} GiB", flush=True)
-    same = all(p == kept[0] for p in kept)
+        _write(preset, rows, all(p == kept[0] for p in kept))
+
+
+def _write(preset: str, rows: list[dict[str, Any]], same: bool) -> None:
     figures = {"run_s": interval([r["run_s"] for r in rows]), "make_run_s": interval([r["up_s"] + r["run_s"] for r in rows]),
                "platform_s": interval([r["platform_s"] for r in rows]), "platform_share": interval([r["platform_s"] / r["run_s"] for r in rows]),
                "peak_pss_gib": interval([r["peak_pss_gib"] for r in rows]), "unchanged_s": interval([s for r in rows for s in r["unchanged_s"]]),
@@ -80,6 +84,11 @@ def platform(preset: str, repeats: int) -> None:
     workspace.write(preset, command=f"python -m benchmarks.figures {preset}",
                     conditions="fresh clone, empty home, empty DVC cache and work/ each time; MLflow, Prefect server and worker up on both sides; "
                                "databases prepared; the two contestants in turn, the order changing", repeats=rows, figures=figures)
+
+
+def _steps(root: Path, stage: str) -> int | None:
+    """Optimizer updates that a stage says it made."""
+    return files.read_json(root / "data" / chain.BY_NAME[stage].outs[0] / "summary.json").get("steps")
 
 
 def _pair(preset: str, number: int, scratch: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -98,12 +107,12 @@ def _pair(preset: str, number: int, scratch: Path) -> tuple[dict[str, Any], dict
 
         def run_ours() -> None:
             with workspace.PeakPss(ours) as memory:
-                row["run_s"], out = timed(python, "-m", "commands", "run", "--json", cwd=ours, env=clean_env(ours, home))
+                row["run_s"], out = timed(python, "-m", "commands", "run", cwd=ours, env=clean_env(ours, home) | {"COLUMNS": "100"})
             row["peak_pss_gib"] = memory.peak_bytes / 2**30
-            result = json.loads(out)
-            row["seconds"] = result["seconds"]
-            row["stages"] = {s["stage"]: {"state": s["state"], "elapsed_s": s["elapsed_s"], "steps": s["summary"].get("steps")} for s in result["stages"]}
-            assert {s["state"] for s in result["stages"]} == {"ran"}, row["stages"]
+            (RESULTS / f"{preset}-output.txt").write_text(out)  # what a person sees; the README shows it
+            row["stages"] = {name: {"state": state, "elapsed_s": float(seconds), "steps": _steps(ours, name)}
+                             for name, state, seconds in re.findall(r"^(\w+) +(ran|restored|healed|failed) +([\d.]+)", out, re.M)}
+            assert set(row["stages"]) == set(chain.BY_NAME) and {s["state"] for s in row["stages"].values()} == {"ran"}, out
 
         def run_theirs() -> None:
             env = clean_env(theirs, home) | {"MLFLOW_TRACKING_URI": services["mlflow"]["url"]}
