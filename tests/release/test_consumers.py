@@ -101,6 +101,11 @@ def test_a_champion_can_be_imported_as_a_base(served, monkeypatch, capsys):
     from components.operations import services
 
     layout, _ = served
+    (layout.root / "texts.txt").write_text("A corpus of its own: the embedded one is not in this checkout.")
+    (layout.root / "records.jsonl").write_text('{"application": "question_answering", "prompt": "Who?", "answer": "I."}\n')
+    flat = settings.flatten(settings.load(layout.params).model_dump(mode="json"))
+    own = settings.build(flat | {"corpus.source": "texts.txt", "corpus.records": "records.jsonl"}, where="test")
+    layout.params.write_text(settings.render(own))
     monkeypatch.setattr(imports, "Layout", lambda: layout)
     monkeypatch.setattr(services, "ensure", lambda *_args, **_more: {})
     imports.import_model("models:/used@champion")
