@@ -18,8 +18,9 @@ from components.release import registry
 from components.release.lineage import Subject
 
 MODEL_FILE = Path(__file__).resolve().parents[1] / "serving" / "model_file.py"
-# Ranges in which loading and serving were tried, so that a consumer on the same Python minor sees no warning.
-REQUIREMENTS = ["mlflow>=3.17,<3.19", "torch>=2.11,<3", "transformers>=5.17,<6"]
+# Ranges in which loading and serving were tried, so that a consumer on the same Python minor sees no warning
+# (transformers 5.24 already warns about an argument that 5.23 asks for).
+REQUIREMENTS = ["mlflow>=3.17.2,<3.18", "torch>=2.13,<2.14", "transformers>=5.23,<5.24"]
 MAX_NEW_TOKENS = 64
 
 
