@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from typing import Any
 
 from components import files
 from components.config import Config, flatten
 from components.layout import Layout
+from components.markdown import code, escape, table
 from components.release import evidence, gates, lineage
 from components.release.lineage import Subject
 
@@ -24,23 +23,6 @@ EMBEDDED = (
 SHOWN = ("seed", "model.architecture", "model.n_layer", "model.n_head", "model.n_embd", "model.context", "tokenizer.vocab_size",
          "training.steps", "training.rows", "training.row_tokens", "training.optimizer", "training.learning_rate", "training.precision",
          "finetuning.applications", "finetuning.epochs", "finetuning.learning_rate")
-
-
-def escape(text: Any) -> str:
-    """Text that Markdown and HTML show as it is, on one line (J12)."""
-    flat = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", flat)
-
-
-def code(text: Any) -> str:
-    """Text in a code span that no back-tick of its own can end."""
-    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "¦") + "`"
-
-
-def table(head: list[str], body: Iterable[list[str]]) -> str:
-    """Cells are Markdown already."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)])
 
 
 def headline(subject: Subject, config: Config) -> str:
