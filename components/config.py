@@ -185,6 +185,8 @@ class Operations(Section):
     stage_timeout_s: AtLeastOne = setting(86_400, "a stage that runs longer is ended, in seconds")
     fetch_retries: Count = setting(2, "tries after a failed fetch", le=10)
     lock_wait_s: Count = setting(1800, "a scheduled run waits this long for another run to end, in seconds")
+    late_alert_s: int = setting(900, "a scheduled run that has not begun raises an alert after this, in seconds", ge=10)
+    max_silence_s: Count = setting(93_600, "`lmworks status` warns when the last green scheduled run is older than this, in seconds (0: never)")
 
 
 class Config(Section):

@@ -84,6 +84,10 @@ class Layout:
     @property
     def receipt(self) -> Path: return self.state / "release.json"
     @property
+    def last_run(self) -> Path: return self.state / "last-run.json"
+    @property
+    def scheduled(self) -> Path: return self.state / "scheduled.json"  # how the last scheduled runs ended
+    @property
     def spool(self) -> Path: return self.state / "spool"
     @property
     def blocked(self) -> Path: return self.state / "blocked"
