@@ -6,7 +6,6 @@ An expectation that could not be run is a failed gate, never a pass.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections import Counter
@@ -23,12 +22,11 @@ from components import files
 from components.config import Config, flatten
 from components.corpus import validation_page
 from components.corpus.suites import READER, SCHEMA, SUITES, Expectation, Suite, decoded
+from components.corpus.validation_judge import Judge, great_expectations_judge
 from components.errors import Blocked
 
-ROW_GROUP = 250_000  # rows that Great Expectations judges at a time: 1 M rows at once take 1.1 GB
 EXAMPLES = 10
 TEXT_CHARS = 300  # of a text at fault, in the quarantine and on the page
-GX_SEVERITY = {"block": "critical", "quarantine": "warning", "warn": "info"}
 
 
 @dataclass
@@ -56,7 +54,8 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, "sentence": self.sentence, "severity": self.severity, "success": self.success, "state": self.state,
-                "checked": self.checked, "at_fault": self.at_fault, "detail": self.detail, "examples": self.examples}
+                "blocks": self.blocks, "checked": self.checked, "at_fault": self.at_fault, "detail": self.detail, "advice": self.advice,
+                "examples": self.examples}
 
 
 @dataclass
@@ -75,57 +74,8 @@ class Verdict:
         return [r for r in self.results if r.blocks]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"suite": self.suite, "success": not self.blocking, "rows": self.rows, "rows_kept": len(self.table),
+        return {"suite": self.suite, "what": self.what, "success": not self.blocking, "rows": self.rows, "rows_kept": len(self.table),
                 "results": [r.as_dict() for r in self.results]}
-
-
-# --- Great Expectations --------------------------------------------------------------------------
-
-Judge = Callable[[dict[str, np.ndarray], Sequence[tuple[Expectation, dict[str, Any]]]], dict[str, list[int] | str]]
-
-
-def great_expectations_judge() -> Judge:
-    """A function (columns of N values, [(expectation, bounds)]) -> {name: rows at fault, or why it could not be run}."""
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import: nothing calls home
-    import great_expectations as gx
-    import great_expectations.expectations as gxe
-    import pandas as pd
-    from great_expectations.data_context.types.base import ProgressBarsConfig
-
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    whole = context.data_sources.add_pandas("frames").add_dataframe_asset("frame").add_batch_definition_whole_dataframe("whole")
-
-    def expectation(e: Expectation, bounds: dict[str, Any]) -> Any:
-        common = {"column": e.column, "severity": GX_SEVERITY[e.severity], "meta": {"name": e.name}}
-        if e.allowed is not None:
-            return gxe.ExpectColumnValuesToBeInSet(value_set=list(e.allowed), **common)
-        return gxe.ExpectColumnValuesToBeBetween(min_value=bounds["minimum"], max_value=bounds["maximum"], **common)
-
-    def judge(columns: dict[str, np.ndarray], expected: Sequence[tuple[Expectation, dict[str, Any]]]) -> dict[str, list[int] | str]:
-        suite = gx.ExpectationSuite(name="suite", expectations=[expectation(e, bounds) for e, bounds in expected])
-        found: dict[str, list[int] | str] = {}
-        rows = len(next(iter(columns.values()), ()))
-        for begin in range(0, max(rows, 1), ROW_GROUP):
-            frame = pd.DataFrame({name: values[begin:begin + ROW_GROUP] for name, values in columns.items()})
-            outcome = whole.get_batch({"dataframe": frame}).validate(suite, result_format={"result_format": "COMPLETE"})
-            for result in outcome.results:  # in an order of their own: found by name
-                name = result.expectation_config.meta["name"]
-                indices = result.result.get("unexpected_index_list")
-                if indices is None:
-                    found[name] = _why(result.exception_info)
-                elif not isinstance(found.setdefault(name, []), str):
-                    found[name] += [begin + int(i) for i in indices]
-        return found
-
-    return judge
-
-
-def _why(info: dict[str, Any]) -> str:
-    """The first exception message, whether flat or nested by metric."""
-    nested = [v for v in info.values() if isinstance(v, dict)] or [info]
-    message = next((v["exception_message"] for v in nested if v.get("exception_message")), "no result came back")
-    return " ".join(str(message).split())[:TEXT_CHARS]
 
 
 # --- judging -------------------------------------------------------------------------------------
@@ -298,8 +248,9 @@ def check(suite: str, table: pa.Table, config: Config, folder: Path, reader_faul
     folder of a blocked stage is deleted. A suite that passes removes what an earlier one left in `kept`.
     """
     verdict = judge_table(suite, table, config, reader_faults)
-    files.write_json(folder / "validation.json", verdict.as_dict())
-    files.write_atomic(folder / "validation.html", validation_page.render(verdict))
+    told = verdict.as_dict()
+    files.write_json(folder / "validation.json", told)
+    files.write_atomic(folder / "validation.html", validation_page.render(told))
     if kept is not None:
         shutil.rmtree(kept, ignore_errors=True)
     if verdict.blocking:

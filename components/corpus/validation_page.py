@@ -1,90 +1,105 @@
-"""What a suite found, for people: the page that opens without network, the message of a blocked chain, the notes."""
+"""What a suite found, for people: the page that opens without network, the message of a blocked chain, the notes.
+
+The page is made from the dictionary of validation.json alone, so a report can show the same results again.
+"""
 
 from __future__ import annotations
 
-import html
-import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from components.corpus.page import BADGES, Html, badge, contents, count, page, shown, table
 
 if TYPE_CHECKING:
     from components.corpus.validation import Result, Verdict
 
-# Colours of Okabe and Ito, which colour-blind people can tell apart; the symbol and the word say the same.
-BADGES = {
-    "passed": ("✓", "passed", "#0072b2"),
-    "block": ("✗", "blocked", "#b34700"),
-    "quarantine": ("⊘", "quarantined", "#8a6100"),
-    "warn": ("!", "warning", "#9c3f74"),
-    "could not be run": ("?", "could not be run", "#b34700"),
-    "not run": ("–", "not run", "#555555"),
+MEANINGS = {
+    "block": "the chain stops here",
+    "could not be run": "not judged, so the chain stops here",
+    "quarantine": "the rows are set aside, the rest goes on",
+    "warn": "a note, everything goes on",
+    "not run": "waiting for what failed before it",
+    "passed": "as expected",
 }
 
-STYLE = """
-:root{color-scheme:light}body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"Noto Sans","PingFang SC",
-"Hiragino Sans GB","Microsoft YaHei","Noto Sans CJK SC","Source Han Sans SC","WenQuanYi Micro Hei",sans-serif;margin:2rem auto;max-width:70rem;
-padding:0 1rem;color:#1b1b1b;background:#fff}h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2rem}
-table{border-collapse:collapse;width:100%;font-size:.92rem}th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid #ddd;vertical-align:top}
-th{background:#f3f3f3}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}code{font-size:.9em}
-td.t{overflow-wrap:anywhere;white-space:pre-wrap}.b{color:#fff;border-radius:.3rem;padding:.1rem .5rem;white-space:nowrap;font-weight:600}
-.verdict{font-size:1.15rem;padding:.6rem .9rem;border-left:.5rem solid;background:#f7f7f7}.wide{overflow-x:auto}small{color:#444}
-"""
+
+def kind_of(result: dict[str, Any]) -> str:
+    """The badge of a result: what became of it where it failed, else how it ended."""
+    return result["state"] if result["state"] != "failed" else result["severity"]
 
 
-def _text(value: Any) -> str:
-    """Escaped, with control characters made visible (U+2400 and after)."""
-    shown = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda m: chr(0x2400 + ord(m[0])), str(value)).replace("\x7f", "\u2421")
-    return html.escape(shown)
+def headline(told: dict[str, Any]) -> tuple[str, str]:
+    """(badge, the verdict of a suite in one sentence)."""
+    results = told["results"]
+    blocking = [r["name"] for r in results if r["blocks"] and r["state"] != "not run"]
+    if blocking:
+        return "block", f"The chain stops here: {count(len(blocking), 'expectation')} of {len(results)} said no ({', '.join(blocking)})."
+    kinds = Counter(map(kind_of, results))
+    aside = [count(told["rows"] - told["rows_kept"], "row") + " set aside"] if told["rows"] > told["rows_kept"] else []
+    aside += [count(kinds["warn"], "warning")] if kinds["warn"] else []
+    return "passed", f"The chain may go on{', with ' + ' and '.join(aside) if aside else ': every expectation holds'}."
 
 
-def _kind(result: Result) -> str:
-    return result.state if result.state != "failed" else result.severity
+def _findings(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """What did not pass and was judged, in the order of BADGES."""
+    order = list(BADGES)
+    return sorted((r for r in told["results"] if kind_of(r) not in ("passed", "not run")), key=lambda r: order.index(kind_of(r)))
 
 
-def _badge(kind: str) -> str:
-    symbol, word, colour = BADGES[kind]
-    return f'<span class="b" style="background:{colour}">{symbol} {word}</span>'
+def _summary(told: dict[str, Any]) -> str:
+    kinds = Counter(map(kind_of, told["results"]))
+    tiles = "".join(f"<li>{badge(kind)} {count(kinds[kind], 'expectation')}: {MEANINGS[kind]}</li>" for kind in BADGES
+                    if kinds[kind] or kind in ("block", "quarantine", "warn", "passed"))
+    kind, sentence = headline(told)
+    rows = table("Rows of the table", ["read", "quarantined", "kept"], [[told["rows"], told["rows"] - told["rows_kept"], told["rows_kept"]]],
+                 ("read", "quarantined", "kept"))
+    return (f'<p class="verdict" style="border-color:{BADGES[kind].colour}">{badge(kind)} {shown(sentence)}</p>'
+            f'<ul class="tiles">{tiles}</ul>\n{rows}')
 
 
-def _line(result: Result) -> str:
-    link = f'<a href="#{_text(result.name)}"><code>{_text(result.name)}</code></a>' if result.examples else f"<code>{_text(result.name)}</code>"
-    detail = f"<br><small>{_text(result.detail)}</small>" if result.detail else ""
-    return (f"<tr><td>{_badge(_kind(result))}</td><td>{link}</td><td>{_text(result.sentence)}{detail}</td><td>{_text(result.severity)}</td>"
-            f'<td class="n">{result.checked:,}</td><td class="n">{result.at_fault:,}</td></tr>')
+def _finding(result: dict[str, Any], anchor: str, level: int) -> str:
+    """One expectation that failed, in words, with up to ten rows at fault beside it."""
+    found = f"{result['at_fault']:,} of {result['checked']:,} rows are at fault." if result["state"] == "failed" and result["checked"] > 1 else ""
+    said = " ".join(filter(None, [found, _sentence(result["detail"]), _sentence(result["advice"])]))
+    rows = [[e["source"], e["row"], e["detail"], e["text"]] for e in result["examples"]]
+    shows = f"The first {len(rows)} of {result['at_fault']:,} rows at fault" if result["at_fault"] > len(rows) else "The rows at fault"
+    examples = table(f"{shows}: {result['name']}", ["source", "row", "what is wrong", "text"], rows, ("row",)) if rows else ""
+    return (f'<h{level} id="{shown(anchor)}">{badge(kind_of(result))} {shown(result["sentence"])}</h{level}>'
+            f'<p><code>{shown(result["name"])}</code>. {shown(said)}</p>\n{examples}')
 
 
-def _examples(result: Result) -> str:
-    rows = "".join(f'<tr><td class="t">{_text(e["source"])}</td><td class="n">{e["row"]}</td><td class="t">{_text(e["detail"])}</td>'
-                   f'<td class="t">{_text(e["text"])}</td></tr>' for e in result.examples)
-    more = f" The first {len(result.examples)} of {result.at_fault:,}." if result.at_fault > len(result.examples) else ""
-    return (f'<h2 id="{_text(result.name)}">{_badge(_kind(result))} <code>{_text(result.name)}</code></h2><p>{_text(result.sentence)}{more} '
-            f'{_text(result.advice)}.</p><div class="wide"><table><thead><tr><th>source</th><th class="n">row</th><th>what is wrong</th><th>text</th></tr>'
-            f"</thead><tbody>{rows}</tbody></table></div>")
+def _sentence(text: str) -> str:
+    return text if not text or text.endswith((".", "!", "?", "。")) else f"{text}."
 
 
-def render(verdict: Verdict) -> str:
-    """The page of a verdict: the same bytes for the same verdict."""
-    blocking = verdict.blocking
-    colour = BADGES["block" if blocking else "passed"][2]
-    headline = (f"✗ Blocked: {', '.join(r.name for r in blocking if r.state != 'not run')}" if blocking
-                else "✓ Passed: the chain may go on")
-    counts = (f"{verdict.rows:,} rows read, {verdict.rows - len(verdict.table):,} quarantined, {len(verdict.table):,} kept; "
-              f"{sum(r.success for r in verdict.results)} of {len(verdict.results)} expectations passed.")
-    ordered = sorted(verdict.results, key=lambda r: (not r.blocks, r.success))
-    lines = "".join(map(_line, ordered))
-    details = "".join(_examples(r) for r in ordered if r.examples)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>Validation of the {_text(verdict.what)}</title><style>{STYLE}</style></head><body>
-<h1>Validation of the {_text(verdict.what)}</h1>
-<p class="verdict" style="border-color:{colour}">{_text(headline)}</p><p>{counts}</p>
-<div class="wide"><table><thead><tr><th>result</th><th>expectation</th><th>in words</th><th>severity</th><th class="n">checked</th>
-<th class="n">at fault</th></tr></thead><tbody>{lines}</tbody></table></div>
-{details}
-</body></html>
-"""
+def results(told: dict[str, Any], *, prefix: str = "", level: int = 2) -> str:
+    """The results of a suite as part of a page: summary, what was found, all expectations.
 
+    `prefix` keeps the ids of several suites on one page apart; `level` is that of the headings.
+    """
+    found = _findings(told)
+    places = {r["name"]: f"{prefix}{r['name']}" for r in found}
+    parts = [_summary(told), f'<h{level} id="{prefix}found">What was found</h{level}>']
+    parts += [_finding(r, places[r["name"]], level + 1) for r in found] or ["<p>Nothing: every expectation that was judged holds.</p>"]
+    order = list(BADGES)
+    rows = [[badge(kind_of(r)), Html(f'<a href="#{shown(places[r["name"]])}"><code>{shown(r["name"])}</code></a>') if r["name"] in places
+             else Html(f"<code>{shown(r['name'])}</code>"), r["sentence"] + (f" Found: {r['detail']}." if r["detail"] else ""), r["severity"],
+             r["checked"], r["at_fault"]] for r in sorted(told["results"], key=lambda r: order.index(kind_of(r)))]
+    parts += [f'<h{level} id="{prefix}all">All expectations</h{level}>',
+              table("Severity says what a failure does: block the chain, quarantine the row, or warn",
+                    ["result", "expectation", "in words", "severity", "checked", "at fault"], rows, ("checked", "at fault"))]
+    return "\n".join(parts)
+
+
+def render(told: dict[str, Any]) -> str:
+    """The page of a suite's validation.json: the same bytes for the same results."""
+    title = f"Validation of the {told['what']}"
+    entries = [("found", "What was found"), *((r["name"], r["name"]) for r in _findings(told)), ("all", "All expectations")]
+    return page(title, f"<header><h1>{shown(title)}</h1>\n{contents(entries)}</header>\n<main>\n{results(told)}\n</main>")
+
+
+# --- in the terminal and in the run's log --------------------------------------------------------
 
 def _example(result: Result) -> str:
     if not result.examples or not result.examples[0]["source"] or result.state == "could not be run":
@@ -100,7 +115,7 @@ def _found(result: Result) -> str:
     return result.detail or f"{result.at_fault:,} of {result.checked:,} rows are at fault"
 
 
-def blocked_message(verdict: Verdict, page: Path) -> str:
+def blocked_message(verdict: Verdict, path: Path) -> str:
     """Each failed gate: how many of how many, one example, what to do; at the end the page."""
     lines, advised = [f"validation of the {verdict.what} stopped the chain"], set()
     for r in verdict.blocking:
@@ -111,7 +126,7 @@ def blocked_message(verdict: Verdict, page: Path) -> str:
     waiting = sum(r.state == "not run" for r in verdict.results)
     if waiting:
         lines.append(f"  - {waiting} more expectations were not run")
-    return "\n".join([*lines, f"All results, with the rows: {page}"])
+    return "\n".join([*lines, f"All results, with the rows: {path}"])
 
 
 def notes(verdict: Verdict) -> list[str]:

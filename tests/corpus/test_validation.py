@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from components.config import build
-from components.corpus import suites, validation
+from components.corpus import suites, validation, validation_judge
 from components.corpus.documents import DOCUMENTS
 from components.errors import Blocked
 
@@ -154,16 +154,16 @@ def test_A3_a_few_rows_at_fault_never_block_and_more_than_the_share_do(tmp_path)
 def test_row_groups_change_no_byte_of_json_or_page(judge, monkeypatch):
     bad = table([*rows("zh"), *[f["row"] for f in PLANTED if "row" in f]])
     whole = validation.judge_table("raw", bad, CONFIG, judge=judge)
-    monkeypatch.setattr(validation, "ROW_GROUP", 40)
+    monkeypatch.setattr(validation_judge, "ROW_GROUP", 40)
     parts = validation.judge_table("raw", bad, CONFIG, judge=judge)
     assert whole.as_dict() == parts.as_dict() and whole.faults == parts.faults
-    assert validation.validation_page.render(whole) == validation.validation_page.render(parts)
+    assert validation.validation_page.render(whole.as_dict()) == validation.validation_page.render(parts.as_dict())
 
 
 def test_the_page_needs_no_network_escapes_what_it_shows_and_limits_examples(judge):
     bad = [{"id": f"坏.txt#{i:08d}", "text": f"<script>alert('坏{i}')</script>\0", "source": "坏.txt", "language": "zh", "metadata": "{}"} for i in range(30)]
     verdict = validation.judge_table("raw", table([*rows("zh"), *bad]), CONFIG, judge=judge)
-    page = validation.validation_page.render(verdict)
+    page = validation.validation_page.render(verdict.as_dict())
     assert "<script" not in page and "http" not in page.replace("http-equiv", "") and "\0" not in page
     assert page.count("&lt;script&gt;alert") == 2 * validation.EXAMPLES  # text_has_no_nul and few_rows_quarantined
     assert "text_has_no_nul" in page and "坏.txt" in page and "✗ blocked" in page and "✓ passed" in page
