@@ -44,11 +44,6 @@ def right_answers(record: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([record["answer"], *others]))
 
 
-def labels(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The label set of classification records, sorted."""
-    return sorted({record["label"] for record in records if record["label"]})
-
-
 def label_answers(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """label -> the answer that says it, e.g. {'pos': '正面'}: what a model is asked to choose among."""
     found: dict[str, str] = {}
@@ -56,32 +51,3 @@ def label_answers(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         if record["label"]:
             found.setdefault(record["label"], record["answer"])
     return found
-
-
-def said_label(answer: str, answers: Mapping[str, str]) -> str:
-    """The label that a free answer says: exactly, else the one that it names first, the longest first; else ''."""
-    said = answer.strip().lower()
-    for label, text in answers.items():
-        if said == text.strip().lower():
-            return label
-    places = [(said.find(text.strip().lower()), -len(text), label) for label, text in answers.items() if text.strip()]
-    named = [place for place in places if place[0] >= 0]
-    return min(named)[2] if named else ""
-
-
-def score_all(name: str, records: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> tuple[dict[str, float], list[float]]:
-    """(scores of the whole, score of each item). The whole holds the headline metric and `exact_match` or `accuracy`."""
-    kind = application(name)
-    if name == "classification":
-        known = label_answers(records)
-        expected, said = [record["label"] for record in records], [said_label(answer, known) for answer in answers]
-        whole = {"accuracy": scoring.accuracy(expected, said), "macro_f1": scoring.macro_f1(expected, said)}
-        return whole, [float(a == b) for a, b in zip(expected, said, strict=True)]
-    pairs = [(answer, right_answers(record)) for answer, record in zip(answers, records, strict=True)]
-    items = [kind.score(answer, right) for answer, right in pairs]
-    exact = [scoring.exact_match(answer, right) for answer, right in pairs]
-    return {kind.metric: _mean(items), "exact_match": _mean(exact)}, items
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0

@@ -78,17 +78,3 @@ def _chrf(found: str, wanted: str) -> float:
     precision, recall = sum(precisions) / len(precisions), sum(recalls) / len(recalls)
     weight = CHRF_BETA**2
     return (1 + weight) * precision * recall / (weight * precision + recall) if precision + recall else 0.0
-
-
-def accuracy(expected: Sequence[str], answered: Sequence[str]) -> float:
-    return sum(a == b for a, b in zip(expected, answered, strict=True)) / len(expected) if expected else 0.0
-
-
-def macro_f1(expected: Sequence[str], answered: Sequence[str]) -> float:
-    """Mean F1 of the labels that are expected; an answer that is no label costs recall (Manning et al. 2008, 13.6)."""
-    pairs = list(zip(expected, answered, strict=True))
-    scores = []
-    for label in sorted(set(expected)):
-        right = sum(a == b == label for a, b in pairs)
-        scores.append(2 * right / (sum(a == label for a, _ in pairs) + sum(b == label for _, b in pairs)))
-    return sum(scores) / len(scores) if scores else 0.0

@@ -35,31 +35,11 @@ def test_chrf() -> None:
     assert scoring.chrf("abc", ["ab"]) == pytest.approx(5 * precision * recall / (4 * precision + recall))
 
 
-def test_macro_f1_agrees_with_scikit_learn() -> None:
-    from sklearn.metrics import f1_score
-
-    expected, said = ["a", "b", "b", "c", "a"], ["a", "b", "", "a", "b"]
-    labels = sorted(set(expected))
-    assert scoring.macro_f1(expected, said) == pytest.approx(f1_score(expected, said, labels=labels, average="macro", zero_division=0))
-    assert scoring.accuracy(expected, said) == 0.4
-
-
-def test_said_label_finds_the_first_label_named() -> None:
-    answers = {"正面": "正面", "负面": "负面"}
-    assert catalogue.said_label("负面", answers) == "负面"
-    assert catalogue.said_label("是负面的，不是正面的", answers) == "负面"
-    assert catalogue.said_label("不知道", answers) == ""
-    assert catalogue.said_label("A Roman play!", {"play": "play", "roman play": "roman play"}) == "roman play"
-
-
-def test_score_all_of_each_application() -> None:
-    record = {"prompt": "q", "answer": "很好", "label": "很好", "metadata": '{"answers": ["很好", "不错"]}'}
-    other = {"prompt": "q", "answer": "很坏", "label": "很坏", "metadata": "{}"}
-    for name, application in catalogue.APPLICATIONS.items():
-        whole, items = catalogue.score_all(name, [record, other], ["很好", "很坏"])
-        assert whole[application.metric] == 1 and items == [1, 1]
-    assert catalogue.score_all("question_answering", [record], ["不错"])[0]["exact_match"] == 1
-    assert catalogue.labels([record, other]) == ["很坏", "很好"]
+def test_right_answers_and_the_answers_that_say_a_label() -> None:
+    record = {"prompt": "q", "answer": "很好", "label": "pos", "metadata": '{"answers": ["很好", "不错"]}'}
+    other = {"prompt": "q", "answer": "很坏", "label": "neg", "metadata": "{}"}
+    assert catalogue.right_answers(record) == ["很好", "不错"] and catalogue.right_answers(other) == ["很坏"]
+    assert catalogue.label_answers([record, other, {"answer": "不知道", "label": ""}]) == {"neg": "很坏", "pos": "很好"}
 
 
 def test_every_application_of_the_settings_is_in_the_catalogue() -> None:
