@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,23 +95,32 @@ def source_names(folder: Path) -> list[str]:
 
 # --- what the user brought -----------------------------------------------------------------------
 
-def user_documents(folder: Path, config: Config, report: Report) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """(documents, rows that could not be read) of every file in the snapshot."""
-    builder, faults, decoded = TableBuilder(DOCUMENTS), [], {}
-    names = source_names(folder)
+Reader = Callable[[Path, str, Any], tuple[str, Iterable[Any]]]  # (file, its name, settings) -> (how it was decoded, its rows)
+
+
+def readable_rows(read: Reader, folder: Path, config: Config, report: Report, faults: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """(file, row) of every row that `read` could read; the others are added to `faults`, encodings that had to be found to the notes."""
+    names, decoded = source_names(folder), {}
     with Progress("ingest (files)", len(names)) as progress:
         for n, name in enumerate(names, 1):
-            words, rows = readers.read(folder / name, name, config.corpus)
+            words, rows = read(folder / name, name, config.corpus)
             if words:
                 decoded.setdefault(words, []).append(name)
             for row in rows:
                 if isinstance(row, Fault):
                     faults.append(row.as_dict(name))
                 else:
-                    builder.add({"id": row_id(name, row.number), "text": row.text, "source": name,
-                                 "language": language_of(row.text), "metadata": metadata_json(row.metadata)})
+                    yield name, row
             progress.update(n, name)
     note_decoded(decoded, report)
+
+
+def user_documents(folder: Path, config: Config, report: Report) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """(documents, rows that could not be read) of every file in the snapshot."""
+    builder, faults = TableBuilder(DOCUMENTS), []
+    for name, row in readable_rows(readers.read, folder, config, report, faults):
+        builder.add({"id": row_id(name, row.number), "text": row.text, "source": name,
+                     "language": language_of(row.text), "metadata": metadata_json(row.metadata)})
     return builder.table(), faults
 
 
@@ -124,17 +133,8 @@ def note_decoded(decoded: dict[str, list[str]], report: Report) -> None:
 
 def user_records(folder: Path, config: Config, report: Report) -> tuple[Iterable[dict[str, str]], list[dict[str, Any]]]:
     """(records, rows at fault). Raises UserError if none is left, Blocked if too many are at fault."""
-    records, faults, decoded = [], [], {}
-    for name in source_names(folder):
-        words, rows = read_records(folder / name, name, config.corpus)
-        if words:
-            decoded.setdefault(words, []).append(name)
-        for row in rows:
-            if isinstance(row, Fault):
-                faults.append(row.as_dict(name))
-            else:
-                records.append(row)
-    note_decoded(decoded, report)
+    faults: list[dict[str, Any]] = []
+    records = [record for _, record in readable_rows(read_records, folder, config, report, faults)]
     first = f"{faults[0]['source']}, {faults[0]['detail']}" if faults else "the files are empty"
     example = 'One JSON object a line is needed: {"application": "classification", "prompt": "…", "answer": "…"}'
     if not records:
