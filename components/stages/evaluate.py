@@ -14,15 +14,11 @@ from components import files
 from components.config import Config
 from components.corpus import shards
 from components.errors import UserError
-from components.evaluation import answers, baselines, items, judging, ngram, report, scoring, summary
+from components.evaluation import answers, baselines, continuations, items, judging, ngram, report, summary
 from components.layout import Layout
 from components.reporting import Progress, Report, say
 
-TEMPERATURES = (0.0, 0.7, 1.0)
-PROMPTS_A_LANGUAGE = 2
 ANSWERS_SHOWN = 5  # a group
-OPENING_CHARS = {"zh": 20}
-OTHER_OPENING_CHARS = 60
 
 
 def run(config: Config, layout: Layout) -> Report:
@@ -32,7 +28,7 @@ def run(config: Config, layout: Layout) -> Report:
             f"{layout.clean / 'test.parquet'} has no document, so nothing can be measured. Give more text, or raise splits.test_share"
         )
     rows: list[dict[str, Any]] = []
-    base, language_modelling, continuations, notes = _language_modelling(config, layout, documents, rows)
+    base, language_modelling, continued, notes = _language_modelling(config, layout, documents, rows)
     applications, shown = _applications(config, layout, rows)
     evaluation = {
         "models": {
@@ -44,7 +40,7 @@ def run(config: Config, layout: Layout) -> Report:
         "applications": applications,
         "definitions": summary.definitions(config),
     }
-    samples = {"continuations": continuations, "answers": shown}
+    samples = {"continuations": continued, "answers": shown}
     flat = summary.flat(evaluation)
     table = items.table(rows)
     files.write_json(layout.evaluation / "evaluation.json", evaluation)
@@ -104,7 +100,7 @@ def _language_modelling(
         "window_tokens": judged.window,
         "weights_sha256": files.weights_sha256(folder),
     }
-    return base, found, _continue(config, judged, scored), notes
+    return base, found, continuations.sample(config, judged, scored), notes
 
 
 def _following(bars: contextlib.ExitStack, what: str) -> judging.Progress:
@@ -167,49 +163,6 @@ def _baselines(
         same = tokens["kneser_ney_seen"] == tokens["kneser_ney"]
         nats["kneser_ney_seen"] = nats["kneser_ney"] if same else kneser_ney(tokens["kneser_ney_seen"])
     return nats, tokens
-
-
-def _continue(
-    config: Config, judged: judging.Judged, scored: dict[str, judging.ScoredDocuments]
-) -> list[dict[str, Any]]:
-    """How the base model goes on from the openings of the first test documents of each language."""
-    samples = []
-    for language, part in scored.items():
-        length = OPENING_CHARS.get(language, OTHER_OPENING_CHARS)
-        chosen = [i for i, text in enumerate(part.texts) if len(text) >= 2 * length][:PROMPTS_A_LANGUAGE] or [
-            0
-        ]
-        openings = [_opening(part.texts[i], language, length) for i in chosen]
-        prompts = [judged.tokenizer.encode(opening, add_special_tokens=False).ids for opening in openings]
-        with scoring.exact(config.evaluation.threads):
-            made = answers.continuations(
-                judged.model,
-                prompts,
-                max_new_tokens=config.evaluation.sample_tokens,
-                temperatures=TEMPERATURES,
-                seed=config.seed,
-                eot_id=judged.eot_id,
-            )
-        for i, opening, texts in zip(chosen, openings, made, strict=True):
-            samples += [
-                {
-                    "language": language,
-                    "document": part.ids[i],
-                    "prompt": opening,
-                    "temperature": temperature,
-                    "text": judged.tokenizer.decode(ids, skip_special_tokens=True),
-                }
-                for temperature, ids in zip(TEMPERATURES, texts, strict=True)
-            ]
-    return samples
-
-
-def _opening(text: str, language: str, length: int) -> str:
-    """The first characters; outside Chinese no word is cut in two."""
-    opening = text[:length]
-    if language != "zh" and len(text) > length and not text[length].isspace() and " " in opening:
-        opening = opening.rpartition(" ")[0]
-    return opening.rstrip()
 
 
 # --- applications ----------------------------------------------------------------------------------
