@@ -212,11 +212,29 @@ def lock(path: Path, *, what: str, wait_s: float = 0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    holder = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
-                    raise Busy(f"{what} is already running in this checkout ({holder}). Wait for it, or stop it, then run again") from None
+                    raise Busy(f"{what} is already running in this checkout ({_written_by_holder(fd)}). Wait for it, or stop it, then run again") from None
                 time.sleep(0.1)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"pid {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+def lock_holder(path: Path) -> str | None:
+    """Who holds a lock, as the holder wrote it; None if nobody does."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return _written_by_holder(fd)
+    finally:
+        os.close(fd)
+
+
+def _written_by_holder(fd: int) -> str:
+    return os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"

@@ -7,13 +7,11 @@ or a copied checkout is never taken for a server of ours.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -239,28 +237,13 @@ def prepare(layout: Layout, say: Callable[[str], None] = quiet) -> None:
 
 # --- stopping ------------------------------------------------------------------------------------
 
-def holder(path: Path) -> str | None:
-    """Who holds a lock of ours, as the holder wrote it; None if nobody does."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
-    except BlockingIOError:
-        return os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
-    finally:
-        os.close(fd)
-
-
 def down(layout: Layout, force: bool = False, say: Callable[[str], None] = quiet) -> list[str]:
     """Stop the worker and the servers of this checkout; return what was stopped.
 
     First what is spooled is sent and Prefect has taken in its task runs. Raises Busy during a run, unless forced.
     """
     with files.lock(layout.startup_lock, what="the start of the servers", wait_s=START_S):
-        running = holder(layout.run_lock)
+        running = files.lock_holder(layout.run_lock)
         if running and not force:
             raise Busy(f"a run goes on in this checkout ({running}). Wait for it, or: lmworks down --force")
         recorded, stopped = read(layout), []

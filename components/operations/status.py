@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from components import tracking
+from components import files, tracking
 from components.layout import Layout
 from components.operations import rest, services, unclean
 from components.operations.processes import MLFLOW, PREFECT, free, holder_of_port, log_path, memory_mb
@@ -43,5 +43,5 @@ def port_in_words(name: str) -> str:
 
 def activity(layout: Layout) -> dict[str, Any]:
     """{"run", "stage": who holds the lock, or None; "unclean": markers of killed runs; "unsent": spooled training runs}."""
-    return {"run": services.holder(layout.run_lock), "stage": services.holder(layout.stage_lock), "unclean": len(unclean.dead(layout)),
+    return {"run": files.lock_holder(layout.run_lock), "stage": files.lock_holder(layout.stage_lock), "unclean": len(unclean.dead(layout)),
             "unsent": tracking.unsent(layout)}

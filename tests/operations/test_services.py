@@ -91,11 +91,11 @@ def test_ports_are_sticky_else_the_next_free_one(listener: int):
 
 def test_down_is_refused_during_a_run_unless_forced(layout: Layout):
     with files.lock(layout.run_lock, what="a run"):
-        assert str(os.getpid()) in (services.holder(layout.run_lock) or "")
+        assert str(os.getpid()) in (files.lock_holder(layout.run_lock) or "")
         with pytest.raises(Busy, match="--force"):
             services.down(layout)
         assert services.down(layout, force=True) == []
-    assert services.holder(layout.run_lock) is None
+    assert files.lock_holder(layout.run_lock) is None
 
 
 def test_a_server_that_dies_at_once_is_one_clear_error_and_leaves_no_entry(layout: Layout, monkeypatch: pytest.MonkeyPatch):
