@@ -19,7 +19,7 @@ from components.training import loop, model, threads
 from components.training.batches import RecordRows
 from components.training.checkpoint import Checkpoints
 from components.training.optimizers import Optimizers
-from components.training.results import copy_files, describe, run_name, tracked, write_results
+from components.training.results import copy_files, describe, write_results
 
 
 def run(config: Config, layout: Layout) -> Report:
@@ -63,10 +63,10 @@ def run(config: Config, layout: Layout) -> Report:
         "answer_tokens": learned, "row_tokens": row_tokens, "rows": f.rows}
     settings = {f"finetuning.{key}": str(value) for key, value in flatten(config.model_dump(mode="json")["finetuning"]).items()}
     assert layout.work is not None
-    with tracked(lambda: tracking.open_run(
-            config, layout, stage="finetune", name=run_name("finetune", config, model.parameter_count(base), languages),
+    with tracking.tracked(
+            config, layout, stage="finetune", parameters=about["parameters"], languages=languages,
             params=settings | {"seed": config.seed, "parameters": about["parameters"], "records": len(encoded), "steps": steps,
-                               "imported": imported}, tags={})) as run_:
+                               "imported": imported}) as run_:
         curve = loop.train(
             base, optimizers, data.batch, plan, run=run_, checkpoints=Checkpoints(layout.work / "checkpoints", f"finetune {layout.work.name}"),
             validate=lambda m: {"val/loss": loop.mean_loss(m, validation_batches, t.device)} if validation_batches else {})

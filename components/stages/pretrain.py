@@ -22,7 +22,7 @@ from components.training import loop, model, threads
 from components.training.batches import Batch, PackedRows, scored_rows
 from components.training.checkpoint import Checkpoints
 from components.training.optimizers import Optimizers
-from components.training.results import copy_files, describe, run_name, tracked, write_results
+from components.training.results import copy_files, describe, write_results
 
 # Weights that can run code when opened. An imported folder may hold them; they go no further.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
@@ -62,9 +62,9 @@ def run(config: Config, layout: Layout) -> Report:
     settings = {f"{section}.{key}": value for section in ("model", "training")
                 for key, value in flatten(config.model_dump(mode="json")[section]).items()}
     assert layout.work is not None
-    with tracked(lambda: tracking.open_run(
-            config, layout, stage="pretrain", name=run_name("pretrain", config, model.parameter_count(gpt), languages),
-            params=settings | {"seed": config.seed, "parameters": about["parameters"], "tokens_read": read_tokens}, tags={})) as run_:
+    with tracking.tracked(
+            config, layout, stage="pretrain", parameters=about["parameters"], languages=languages,
+            params=settings | {"seed": config.seed, "parameters": about["parameters"], "tokens_read": read_tokens}) as run_:
         curve = loop.train(gpt, optimizers, data.batch, plan, run=run_,
                            checkpoints=Checkpoints(layout.work / "checkpoints", f"pretrain {layout.work.name}"),
                            validate=validation(config, layout, index))

@@ -22,7 +22,7 @@ from components.training.optimizers import Optimizers, rate
 
 
 class Run(Protocol):
-    """Where points go; the stage gives one (components/tracking.py has the real one)."""
+    """Where points go; the stage gives one (components/tracking.py has the real one). A step that it has is skipped."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
     def flush(self) -> None: ...
@@ -97,6 +97,8 @@ def train(
     state = State(**{key: saved[key] for key in ("step", "curve", "pending")}) if saved else State()
     if saved:
         say(f"{plan.name}: resumes after step {state.step} of {plan.steps}")
+        for point in state.curve:  # a tracker that lost its notes gets the whole curve again
+            _log(run, point)
     forward = torch.compile(model) if plan.compile else model
     parameters = [p for p in model.parameters() if p.requires_grad]
     seen_tokens, seen_from_s = 0, time.perf_counter()
@@ -117,8 +119,7 @@ def train(
                 if state.step % plan.validation_interval == 0 or last:
                     point |= validate(model)
                 state.curve.append(point)
-                if run is not None:
-                    run.log(state.step, {key: value for key, value in (point | speed).items() if key != "step"})
+                _log(run, point | speed)
                 progress.update(state.step, f"loss {point['train/loss']:.3f} · {speed['train/tokens_per_s']:,.0f} tok/s")
                 seen_tokens, seen_from_s = 0, time.perf_counter()
             if asked.requested or (state.step % plan.checkpoint_interval == 0 and not last):
@@ -157,6 +158,11 @@ def _require_finite(value: float, what: str, plan: Plan, step: int, parameters: 
             p.grad = None
         raise UserError(f"{plan.name}: the {what} of step {step + 1} is {value}; the weights were not changed and earlier checkpoints are kept. "
                         "Lower its learning rate, or set training.precision=float32, then run again")
+
+
+def _log(run: Run | None, point: dict[str, float]) -> None:
+    if run is not None:
+        run.log(int(point["step"]), {key: value for key, value in point.items() if key != "step"})
 
 
 def _speed(tokens_per_s: float, plan: Plan) -> dict[str, float]:

@@ -1,11 +1,9 @@
-"""What pretraining and fine-tuning leave beside the model, and how their run in the tracker ends."""
+"""What pretraining and fine-tuning leave beside the model."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +14,6 @@ from components.config import Config
 from components.training import model as models
 
 NOT_TOKENIZER = {files.MANIFEST, "summary.json"}
-
-
-class TrackedRun:
-    """A run of components/tracking.py, and the tags that it gets when it ends well."""
-
-    def __init__(self, run: Any):
-        self.run, self.tags = run, {}
-        self.log, self.flush = run.log, run.flush
-
-
-@contextlib.contextmanager
-def tracked(open_run: Callable[[], Any]) -> Iterator[TrackedRun]:
-    """The run ends FINISHED with its tags, KILLED after a signal, FAILED after any error."""
-    run = open_run()
-    wrapped = TrackedRun(run)
-    try:
-        yield wrapped
-    except KeyboardInterrupt:
-        run.finish("KILLED")
-        raise
-    except BaseException:
-        run.finish("FAILED")
-        raise
-    run.finish("FINISHED", tags=wrapped.tags)
-
-
-def run_name(stage: str, config: Config, parameters: int, languages: list[str]) -> str:
-    """A name that a person can say: `pretrain tiny 4.2M zh+en seed 1`."""
-    size = f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M"
-    return f"{stage} {config.name} {size} {'+'.join(sorted(languages, reverse=True))} seed {config.seed}"
 
 
 def describe(model: Any, config: Config, *, imported: bool) -> dict[str, Any]:

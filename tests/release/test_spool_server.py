@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
+import urllib.parse
 from pathlib import Path
 
 import pytest
 
-from components import tracking
+from components import spool, tracking
 from components.config import Config
+from components.errors import UserError
 from components.layout import Layout
+from components.mlflow_rest import call
 
 pytestmark = [pytest.mark.e2e]
 
 
 def open_run(layout: Layout, name: str) -> tracking.Run:
-    return tracking.open_run(Config(name=name), layout, stage="pretrain", name=f"pretrain {name}", params={"a": 1}, tags={})
+    return tracking.open_run(Config(name=name), layout, stage="pretrain", parameters=13_900_000, languages=["zh"], params={"a": 1})
 
 
 def only_run(url: str, name: str, view: str = "ACTIVE_ONLY") -> dict:
-    experiment = tracking.call(url, "GET", f"experiments/get-by-name?experiment_name={name}")["experiment"]["experiment_id"]
-    runs = tracking.call(url, "POST", "runs/search", {"experiment_ids": [experiment], "run_view_type": view})["runs"]
+    experiment = call(url, "GET", f"experiments/get-by-name?experiment_name={urllib.parse.quote(name)}")["experiment"]["experiment_id"]
+    runs = call(url, "POST", "runs/search", {"experiment_ids": [experiment], "run_view_type": view})["runs"]
     assert len(runs) == 1
     return runs[0]
 
@@ -30,7 +33,8 @@ def test_nan_infinity_and_a_refused_point_do_not_hold_up_the_run(tmp_path: Path,
     run = open_run(layout, "numbers")
     run.log(0, {"train/loss": 1.5, "val/loss": math.nan, "val/bits_per_byte": math.inf})
     run.log(1, {"no such: key?": 1.0, "train/loss": 1.25})
-    run.finish("FINISHED", tags={"lmworks.weights_sha256": "00"})
+    run.tags["lmworks.weights_sha256"] = "00"
+    run.finish("FINISHED")
     assert tracking.drain(layout) == 0 and not list(layout.spool.glob("*/"))
     found = only_run(mlflow_url, "numbers")
     assert found["info"]["status"] == "FINISHED"
@@ -47,7 +51,7 @@ def test_a_run_that_a_person_deleted_is_let_go(tmp_path: Path, mlflow_url: str):
     run._ended.set()
     run._sender.join()
     run_id = only_run(mlflow_url, "deleted")["info"]["run_id"]
-    tracking.call(mlflow_url, "POST", "runs/delete", {"run_id": run_id})
+    call(mlflow_url, "POST", "runs/delete", {"run_id": run_id})
     run = open_run(layout, "deleted")
     run.log(1, {"train/loss": 1.0})
     run.finish("FINISHED")
@@ -68,5 +72,52 @@ def test_a_server_that_does_not_know_the_run_gets_all_of_it(tmp_path: Path, mlfl
     run.finish("FINISHED")
     assert tracking.drain(layout) == 0
     run_id = only_run(mlflow_url, "moved")["info"]["run_id"]
-    history = tracking.call(mlflow_url, "GET", f"metrics/get-history?run_id={run_id}&metric_key=train/loss")["metrics"]
+    history = call(mlflow_url, "GET", f"metrics/get-history?run_id={run_id}&metric_key=train/loss")["metrics"]
     assert sorted((m["step"], m["value"]) for m in history) == [(0, 1.5), (1, 1.0)]
+
+
+def test_a_chinese_experiment_branch_and_reason_arrive_as_they_are(tmp_path: Path, mlflow_url: str):
+    layout = Layout(root=tmp_path / "红楼梦", work=tmp_path / "work" / "pretrain" / "k1")
+    (layout.root / ".git").mkdir(parents=True)
+    (layout.root / ".git" / "HEAD").write_text("ref: refs/heads/语料\n")
+    config = Config().model_copy(update={"name": "红楼梦"})
+    with pytest.raises(UserError), tracking.tracked(config, layout, stage="pretrain", parameters=13_900_000, languages=["zh"], params={}) as run:
+        run.log(0, {"train/loss": 1.5})
+        raise UserError("第三步的损失不是数")
+    assert tracking.drain(layout) == 0
+    found = only_run(mlflow_url, "红楼梦")
+    assert found["info"]["status"] == "FAILED" and found["info"]["run_name"] == "pretrain 红楼梦 13.9M zh seed 1"
+    tags = {t["key"]: t["value"] for t in found["data"]["tags"]}
+    assert (tags["lmworks.git_branch"], tags[tracking.ERROR]) == ("语料", "第三步的损失不是数") and "第三步" in tags[spool.NOTE]
+    with tracking.tracked(config, layout, stage="pretrain", parameters=13_900_000, languages=["zh"], params={}):
+        pass
+    found = only_run(mlflow_url, "红楼梦")
+    assert found["info"]["status"] == "FINISHED" and tracking.ERROR not in {t["key"] for t in found["data"]["tags"]}
+
+
+def test_an_experiment_that_a_person_deleted_comes_back_for_the_next_training(tmp_path: Path, mlflow_url: str):
+    for life in range(2):
+        layout = Layout(root=tmp_path, work=tmp_path / "work" / "pretrain" / f"k{life}")
+        run = open_run(layout, "binned")
+        run.log(0, {"train/loss": 1.5})
+        run.finish("FINISHED")
+        assert tracking.drain(layout) == 0 and not list(layout.spool.glob("*/"))
+        experiment = call(mlflow_url, "GET", "experiments/get-by-name?experiment_name=binned")["experiment"]
+        assert experiment["lifecycle_stage"] == "active"
+        if life == 0:
+            call(mlflow_url, "POST", "experiments/delete", {"experiment_id": experiment["experiment_id"]})
+    assert len(call(mlflow_url, "POST", "runs/search", {"experiment_ids": [experiment["experiment_id"]]})["runs"]) == 2
+
+
+def test_a_deleted_run_costs_no_call_a_point(tmp_path: Path, mlflow_url: str, monkeypatch: pytest.MonkeyPatch):
+    layout = Layout(root=tmp_path, work=tmp_path / "work" / "pretrain" / "k1")
+    run = open_run(layout, "dropped")
+    run.finish("KILLED")
+    call(mlflow_url, "POST", "runs/delete", {"run_id": only_run(mlflow_url, "dropped")["info"]["run_id"]})
+    calls = []
+    monkeypatch.setattr(spool, "call", lambda *arguments: calls.append(arguments[2]) or call(*arguments))
+    run = open_run(layout, "dropped")
+    for step in range(500):
+        run.log(step, {"train/loss": 1.5})
+    run.finish("FINISHED")
+    assert tracking.drain(layout) == 0 and not list(layout.spool.glob("*/")) and len(calls) < 30

@@ -34,8 +34,9 @@ class Run:
 
     opened: list = []
 
-    def __init__(self, config, layout, *, stage, name, params, tags):
-        self.stage, self.name, self.params, self.points, self.end = stage, name, params, [], None
+    def __init__(self, config, layout, *, stage, parameters, languages, params):
+        self.name = tracking.run_name(stage, config, parameters, languages)
+        self.params, self.points, self.tags, self.end = params, [], {}, None
         Run.opened.append(self)
 
     def log(self, step, metrics):
@@ -44,8 +45,8 @@ class Run:
     def flush(self):
         pass
 
-    def finish(self, status, tags=None):
-        self.end = (status, tags)
+    def finish(self, status, error=""):
+        self.end = (status, error)
 
 
 @pytest.fixture(autouse=True)
@@ -192,11 +193,11 @@ def test_a_stopped_stage_goes_on_in_its_own_folder_and_ends_with_the_same_bytes(
     monkeypatch.setattr(loop, "batch_loss", stopped)
     with pytest.raises(KeyboardInterrupt):
         stage(pretrain, world, tmp_path / "a", trained.config)
-    assert Run.opened[-1].end == ("KILLED", None)
+    assert Run.opened[-1].end == ("KILLED", "") and not Run.opened[-1].tags
     monkeypatch.setattr(loop, "batch_loss", whole)
     shutil.rmtree(tmp_path / "a/pretrained")
     stage(pretrain, world, tmp_path / "a", trained.config)
-    assert Run.opened[-1].points[0][0] == 20
+    assert [step for step, _ in Run.opened[-1].points] == [10, 20, 30], "the tracker is told the whole curve: it may have lost its notes"
     assert hashes(tmp_path / "a/pretrained") == hashes(trained.folder / "pretrained")
 
 
@@ -205,7 +206,8 @@ def test_the_tracked_run_has_a_name_to_say_speed_and_the_weights_hash(world, tmp
     stage(pretrain, world, tmp_path, config)
     run = Run.opened[-1]
     assert run.name == "pretrain probe 0.0M zh+en seed 1"
-    assert run.end == ("FINISHED", {"lmworks.weights_sha256": files.weights_sha256(tmp_path / "pretrained/model")})
+    assert run.end == ("FINISHED", "")
+    assert run.tags == {"lmworks.weights_sha256": files.weights_sha256(tmp_path / "pretrained/model")}
     assert {"train/tokens_per_s", "train/mfu", "train/loss"} <= set(run.points[-1][1])
     assert len(run.params) <= 60
 

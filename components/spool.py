@@ -1,0 +1,225 @@
+"""A spooled training run on disk, and how it reaches the MLflow server.
+
+A folder of .lmworks/spool/ holds `run.json` (what the run is), `events.jsonl` (points, tags, states, each with its own time) and
+`sent.json` (how far the server has them). Sending twice is harmless: MLflow's key is run, metric, timestamp, step and value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from components import files
+from components.errors import UserError
+from components.mlflow_rest import Gone, Refused, Unreachable, call
+
+METRICS_A_BATCH = 900  # MLflow takes 1,000 metrics in one log-batch
+LAST_EVENT_BYTES = 2**16  # more than any one event has
+NOT_NOW = (Unreachable, UserError, OSError)  # what keeps a spool from being sent for the moment
+NOTE = "mlflow.note.content"  # the description that the page shows
+
+
+def events(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every whole event. A damaged line is a lost point, no more."""
+    path = folder / "events.jsonl"
+    if path.exists():
+        for line in path.read_bytes().split(b"\n")[:-1]:  # after the last newline: cut short by a kill
+            if (event := _event(line)) is not None:
+                yield event
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def cut_torn_end(folder: Path) -> None:
+    """Take away what a kill left of a last line. For the one writer of the run alone."""
+    path = folder / "events.jsonl"
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+def about(folder: Path) -> dict[str, Any] | None:
+    """run.json; None if there is none that can be read."""
+    try:
+        return files.read_json(folder / "run.json")
+    except (OSError, UserError):
+        return None
+
+
+def sent(folder: Path) -> dict[str, Any]:
+    """{"offset": bytes of events.jsonl that the server has, "run_id", "refused": points}. Sending again is harmless, so a damaged
+    file counts as none."""
+    try:
+        note = files.read_json(folder / "sent.json")
+        return {"offset": int(note["offset"]), "run_id": note["run_id"], "refused": int(note["refused"])}
+    except (OSError, UserError, KeyError, TypeError, ValueError):
+        return {"offset": 0, "run_id": None, "refused": 0}
+
+
+# --- sending -------------------------------------------------------------------------------------
+
+def send(folder: Path, url: str) -> None:
+    """Send what is new of one spooled run; remove the folder when a FINISHED run is sent whole.
+
+    Raises Unreachable (nothing is lost: the next call goes on), Busy when another process sends it.
+    """
+    with files.lock(folder / ".lock", what="sending this run"):
+        try:
+            try:
+                _send_new(folder, url)
+            except Gone:
+                (folder / "sent.json").unlink()  # from the beginning, in a run of this server
+                _send_new(folder, url)
+        except (KeyError, TypeError) as error:
+            raise Unreachable(f"{url} answers, but not as MLflow does ({type(error).__name__}: {error})") from error
+        if _is_over(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_over(folder: Path) -> bool:
+    """Whether the run FINISHED and the server has all of it."""
+    path = folder / "events.jsonl"
+    if not path.exists() or path.stat().st_size > sent(folder)["offset"]:
+        return False
+    with open(path, "rb") as f:
+        f.seek(-min(path.stat().st_size, LAST_EVENT_BYTES), os.SEEK_END)
+        lines = f.read().splitlines()
+    return bool(lines) and (_event(lines[-1]) or {}).get("status") == "FINISHED"
+
+
+def _send_new(folder: Path, url: str) -> None:
+    """Everything that the server does not have yet. Raises Unreachable."""
+    run, note = files.read_json(folder / "run.json"), sent(folder)
+    for batch, offset in _batches(folder / "events.jsonl", note["offset"]):
+        run_id = note["run_id"] or _ensure_run(url, run)
+        note = {"offset": offset, "run_id": run_id, "refused": note["refused"] + _send_batch(url, run_id, batch, note["refused"])}
+        files.write_json(folder / "sent.json", note)
+
+
+def _batches(path: Path, offset: int) -> Iterator[tuple[list[dict[str, Any]], int]]:
+    """Whole lines from `offset` on, as events of at most METRICS_A_BATCH points together, each with the offset behind it."""
+    batch: list[dict[str, Any]] = []
+    points = 0
+    if not path.exists() or path.stat().st_size <= offset:
+        return
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())  # first on this disk: after a power cut the server must know no step that a resumed run would log again
+        f.seek(offset)
+        for line in f:
+            if not line.endswith(b"\n"):
+                break  # being written, or cut short by a kill
+            event = _event(line) or {}
+            if points + len(event.get("metrics", {})) > METRICS_A_BATCH:
+                yield batch, offset
+                batch, points = [], 0
+            offset += len(line)
+            points += len(event.get("metrics", {}))
+            batch.append(event)
+    if batch:
+        yield batch, offset
+
+
+def _send_batch(url: str, run_id: str, batch: list[dict[str, Any]], refused_before: int) -> int:
+    """Points, then tags, then the last state. Returns how many points the server refuses for good."""
+    metrics = [{"key": key, "value": _number(value), "timestamp": event["t"], "step": event.get("step", event.get("sample"))}
+               for event in batch for key, value in event.get("metrics", {}).items()]
+    changes: dict[str, str | None] = {}  # of several lives in one batch, the last word on each tag counts
+    for event in batch:
+        changes |= event.get("tags", {})
+    last = next((event for event in reversed(batch) if "status" in event), None)
+    try:
+        refused = _log_metrics(url, run_id, metrics)
+        if refused:
+            changes["lmworks.refused_points"] = str(refused_before + refused)
+        _change_tags(url, run_id, changes)
+        if last:
+            ended = {} if last["status"] == "RUNNING" else {"end_time": last["t"]}
+            call(url, "POST", "runs/update", {"run_id": run_id, "status": last["status"], **ended})
+    except Refused:
+        if not _is_deleted(url, run_id):
+            raise
+        return 0  # a person deleted the run in MLflow's page: nobody wants its points, and training goes on
+    return refused
+
+
+def _log_metrics(url: str, run_id: str, metrics: list[dict[str, Any]]) -> int:
+    """Points to the server. Returns how many it refuses for good: one bad point must not hold up the others.
+
+    Raises Gone for a run that the server does not know, Refused for one that is deleted.
+    """
+    try:
+        if metrics and call(url, "POST", "runs/log-batch", {"run_id": run_id, "metrics": metrics}) is None:
+            raise Gone(f"run {run_id}")
+        return 0
+    except Refused:
+        if _is_deleted(url, run_id):
+            raise
+        if len(metrics) == 1:
+            return 1
+        middle = len(metrics) // 2
+        return _log_metrics(url, run_id, metrics[:middle]) + _log_metrics(url, run_id, metrics[middle:])
+
+
+def _change_tags(url: str, run_id: str, changes: dict[str, str | None]) -> None:
+    kept = [{"key": key, "value": value} for key, value in changes.items() if value is not None]
+    if kept:
+        call(url, "POST", "runs/log-batch", {"run_id": run_id, "tags": kept})
+    for key in (key for key, value in changes.items() if value is None):
+        call(url, "POST", "runs/delete-tag", {"run_id": run_id, "key": key})  # a 404 says that it had none
+
+
+def _is_deleted(url: str, run_id: str) -> bool:
+    found = call(url, "GET", f"runs/get?run_id={run_id}")
+    return bool(found) and found["run"]["info"].get("lifecycle_stage") == "deleted"
+
+
+def _number(value: float) -> float | str:
+    """JSON has no NaN; MLflow takes it, and infinity, as text."""
+    return value if math.isfinite(value) else str(value).replace("nan", "NaN").replace("inf", "Infinity")
+
+
+def _experiment_id(url: str, name: str) -> str:
+    """The experiment NAME, made if it is new. One that a person deleted is brought back: MLflow lets no other have its name."""
+    found = call(url, "GET", f"experiments/get-by-name?experiment_name={urllib.parse.quote(name)}")
+    if not found:
+        return call(url, "POST", "experiments/create", {"name": name})["experiment_id"]
+    experiment = found["experiment"]
+    if experiment.get("lifecycle_stage") == "deleted":
+        call(url, "POST", "experiments/restore", {"experiment_id": experiment["experiment_id"]})
+    return experiment["experiment_id"]
+
+
+def _ensure_run(url: str, run: dict[str, Any]) -> str:
+    """The MLflow run of this spool: found by its uuid (an earlier life may have made it), or made."""
+    experiment = _experiment_id(url, run["experiment"])
+    found = call(url, "POST", "runs/search", {"experiment_ids": [experiment], "filter": f"tags.`lmworks.run_uuid` = '{run['uuid']}'", "max_results": 1})
+    if found and found.get("runs"):
+        run_id = found["runs"][0]["info"]["run_id"]
+    else:
+        tags = {**run["tags"], "lmworks.run_uuid": run["uuid"], "mlflow.runName": run["name"], "mlflow.source.name": "lmworks", "mlflow.user": _user()}
+        made = call(url, "POST", "runs/create", {"experiment_id": experiment, "start_time": run["started_ms"], "run_name": run["name"],
+                                                 "tags": [{"key": key, "value": value} for key, value in tags.items()]})
+        run_id = made["run"]["info"]["run_id"]
+    # a found run too: its maker may have died before this call, and the same values again are no error
+    call(url, "POST", "runs/log-batch", {"run_id": run_id, "params": [{"key": key, "value": value[:6000]} for key, value in run["params"].items()]})
+    return run_id
+
+
+def _user() -> str:
+    import getpass
+
+    with contextlib.suppress(KeyError, OSError):
+        return getpass.getuser()
+    return "unknown"
