@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from typing import Any
@@ -15,8 +16,15 @@ PROGRESS = re.compile(r"^(\w[\w -]*?) (\d+)/(\d+) ?(.*)$")
 MARKS = {"ran": ("✓", "green"), "cached": ("·", "dim"), "restored": ("↺", "cyan"), "healed": ("+", "cyan"), "failed": ("✗", "red"), "skipped": ("-", "dim")}
 
 
+WHOLE = 10_000  # cells: where nobody says how wide, no line is wrapped or cut
+
+
 def console(stderr: bool = False) -> Console:
-    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+    """The terminal as wide as it is; a pipe or a file gets whole lines, unless COLUMNS says otherwise. NO_COLOR is rich's business."""
+    out = Console(stderr=stderr, highlight=False, soft_wrap=False, emoji=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out.width = WHOLE
+    return out
 
 
 def counts(summary: dict[str, Any]) -> str:

@@ -77,7 +77,7 @@ def findings(layout: Layout) -> list[dict[str, Any]]:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False) -> None:
-    """Check versions, disk, ports, GPU, writable folders, and say what to do about each finding."""
+    """Check versions, disk, ports, GPU, writable folders, and say what to do about each finding.  Example:  lmworks doctor"""
     rows = findings(Layout())
     if as_json:
         typer.echo(json.dumps(rows, ensure_ascii=False, indent=1))

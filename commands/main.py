@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import typer
 
-from commands import data, generate, imports, models, run, services, settings
+from commands import data, diff, generate, imports, models, run, runs, services, settings, status
 from commands.doctor import doctor
 from components.errors import UserError
 from components.layout import ROOT
@@ -23,7 +24,11 @@ EXAMPLES = """
 
   lmworks generate "The king" --seed 1        ask the champion
 
-  lmworks status                              what runs here, and where to look
+  lmworks status                              servers, last run, champions, what is stale
+
+  lmworks runs                                what was trained, and what came of it
+
+  lmworks diff champion candidate             what changed between two versions
 """
 
 app = typer.Typer(name="lmworks", help="From raw text to a served, accountable language model.", epilog=EXAMPLES,
@@ -36,8 +41,10 @@ app.command(rich_help_panel="The chain")(data.why)
 app.command(rich_help_panel="The chain")(data.accept)
 app.command(rich_help_panel="Models")(generate.generate)
 app.command(rich_help_panel="Models")(models.models)
+app.command(rich_help_panel="Models")(runs.runs)
+app.command(rich_help_panel="Models")(diff.diff)
 app.command(rich_help_panel="This machine")(services.up)
-app.command(rich_help_panel="This machine")(services.status)
+app.command(rich_help_panel="This machine")(status.status)
 app.command(rich_help_panel="This machine")(services.down)
 app.command(rich_help_panel="This machine")(doctor)
 
@@ -53,15 +60,16 @@ def check_checkout() -> None:
 
 def main() -> None:
     """Entry point. Exit codes: 0 done (a gate's no included), 1 failed, 2 your input, 3 data blocked, 4 damaged, 75 busy, 130 stopped."""
+    color = False if os.environ.get("NO_COLOR") else None  # rich looks for itself, click does not; None: a terminal has colours
     try:
         check_checkout()
-        app(prog_name="lmworks")  # usage errors, --help and a broken pipe end in there
+        app(prog_name="lmworks", color=color)  # usage errors, --help and a broken pipe end in there
     except UserError as error:
-        typer.secho("lmworks: ", fg="red", bold=True, nl=False, err=True)
+        typer.secho("lmworks: ", fg="red", bold=True, nl=False, err=True, color=color)
         typer.echo(str(error), err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        typer.secho("lmworks: ", fg="red", bold=True, nl=False, err=True)
+        typer.secho("lmworks: ", fg="red", bold=True, nl=False, err=True, color=color)
         typer.echo(f"{error.filename or 'this checkout'}: {error.strerror or error}. Mend it, then run the same command again", err=True)
         sys.exit(1)
 

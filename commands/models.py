@@ -1,31 +1,28 @@
-"""`lmworks models`: what is registered, what the gates said, and how to serve a champion."""
+"""`lmworks models`: what is registered, what the gates said, how to serve a champion, and who moved it when."""
 
 from __future__ import annotations
 
 import json
-import os
-from datetime import datetime
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
+from commands import display, tables
 from components.layout import Layout
 
-
-def mlflow_command(layout: Layout) -> str:
-    """How to call mlflow from where the user stands, with or without an activated environment."""
-    binary = layout.venv / "bin" / "mlflow"
-    return os.path.relpath(binary) if binary.exists() and len(os.path.relpath(binary)) < len(str(binary)) else \
-        str(binary) if binary.exists() else "mlflow"
+GATES = {"passed": "green", "failed": "yellow"}
 
 
 def models(
     name: Annotated[str | None, typer.Argument(help="one registered model (default: all)", show_default=False)] = None,
+    history: Annotated[bool, typer.Option("--history", help="who moved the champion, when, from which version to which, and why")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON array")] = False,
 ) -> None:
     """Registered models: versions, aliases, the gate's reasons, and the line that serves each champion.
 
-    Examples:  lmworks models  ·  lmworks models tiny-instruct  ·  lmworks models --json
+    Examples:  lmworks models  ·  lmworks models tiny-instruct  ·  lmworks models --history  ·  lmworks models --json
     """
     from components.errors import UserError
     from components.operations import services
@@ -33,33 +30,67 @@ def models(
 
     layout = Layout()
     services.ensure(layout, prefect=False)
-    found = [model for model in registry.catalogue(layout) if name in (None, model["name"])]
+    every = registry.catalogue(layout)
+    found = [model for model in every if name in (None, model["name"])]
+    if history:
+        found = [{"name": model["name"], "champion": model["aliases"].get("champion"),
+                  "history": registry.history(registry.registered(layout, model["name"]) or {"tags": {}})} for model in found]
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False, indent=1))
         return
     if not found:
-        raise UserError(f"no model {name!r} is registered. Run: lmworks run" if name else "no model is registered yet. Run: lmworks run")
-    show(found, registry.address(layout), mlflow_command(layout))
+        raise UserError(f"no model {name!r} is registered. There are: {', '.join(model['name'] for model in every)}" if name and every
+                        else "no model is registered yet. Run: lmworks run")
+    out = display.console()
+    for model in found:
+        if history:
+            show_history(model, out)
+        else:
+            show(model, registry.address(layout), out)
 
 
-def show(found: list[dict[str, Any]], url: str, mlflow: str) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
+def show(model: dict[str, Any], url: str, out: Console) -> None:
+    """One model: a row a version, what is to be said about it below, and the lines to copy."""
     from components.release import registry
 
-    console = Console()
-    for model in found:
-        table = Table(title=f"{model['name']} (corpus {model['corpus'] or 'unknown'})", title_justify="left")
-        for column in ("Version", "Alias", "Gate", "Why not", "Registered", "Weights"):
-            table.add_column(column)
-        for version in model["versions"]:
-            aliases = [alias for alias, number in sorted(model["aliases"].items()) if number == str(version["version"])]
-            failed = [reason.removeprefix("no: ") for reason in version["reasons"].values() if reason.startswith("no: ")]
-            table.add_row(str(version["version"]), ", ".join(aliases), version["verdict"], escape(version["note"] or "; ".join(failed)),
-                          datetime.fromtimestamp(version["created_ms"] / 1000).strftime("%Y-%m-%d %H:%M"), (version["weights_sha256"] or "")[:12])
-        console.print(table)
-        if "champion" in model["aliases"]:
-            typer.echo(f"serve it:  {registry.serve_line(url, model['name'], inside=True)}")
-            typer.echo(f"ask it:    {registry.ask_line(model['name'])}\n")
+    tables.heading(out, f"{model['name']} (corpus {model['corpus'] or 'unknown'})")
+    rows = []
+    for version in model["versions"]:
+        aliases = ", ".join(alias for alias, number in sorted(model["aliases"].items()) if number == str(version["version"]))
+        rows.append(tables.Row([str(version["version"]), aliases, Text(version["verdict"], style=GATES.get(version["verdict"], "")),
+                                tables.moment(version["created_ms"] / 1000), (version["weights_sha256"] or "")[:12]], list(remarks(version))))
+    if rows:
+        tables.table(out, ["version", "alias", "gate", "registered", "weights"], rows, right=(0,), flexible=1)
+    else:
+        tables.paragraph(out, "no version is left", indent=tables.GAP)
+    if "champion" in model["aliases"]:
+        tables.fact(out, "serve it", Text(registry.serve_line(url, model["name"], inside=True)))
+        tables.fact(out, "ask it", Text(registry.ask_line(model["name"])))
+    out.print()
+
+
+def remarks(version: dict[str, Any]) -> list[Text]:
+    """What is wrong with a version, why its gate said no, and what changed since the champion of its day."""
+    lines = [Text(tables.plain(version["note"]), style="bold red")] if version["note"] else []
+    lines += [Text(f"no: {tables.plain(reason.removeprefix('no: '))}", style="yellow")
+              for reason in version["reasons"].values() if reason.startswith("no: ")]
+    changed = version.get("changed") or ""
+    return lines + [Text(tables.plain(line), style="dim") for line in changed.splitlines() if line.strip()]
+
+
+def show_history(model: dict[str, Any], out: Console) -> None:
+    """Every move of the alias, newest first; a champion that no entry explains was moved by hand."""
+    tables.heading(out, model["name"])
+    moves = list(reversed(model["history"]))
+    champion = model["champion"]
+    if moves and champion != str(moves[0]["to"]):
+        tables.paragraph(out, Text(f"now champion: {f'version {champion}' if champion else 'none'}, moved by hand: the history ends with version {moves[0]['to']}",
+                                   style="bold red"), indent=tables.GAP)
+    rows = [tables.Row([tables.moment(tables.unix_time(move["when"])), tables.plain(move["who"]), f"{move['from'] or 'none'} -> {move['to']}"],
+                       [Text(tables.plain(move["why"]), style="dim")]) for move in moves]
+    if rows:
+        tables.table(out, ["when", "who", "version"], rows, flexible=1)
+    else:
+        moved = f"; version {champion} was made champion by hand" if champion else ""
+        tables.paragraph(out, Text(f"no promotion yet{moved}"), indent=tables.GAP)
+    out.print()

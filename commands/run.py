@@ -15,6 +15,7 @@ from components import chain, files
 from components import config as settings
 from components.errors import Busy, UserError
 from components.layout import Layout
+from components.operations import last_run
 
 SMALL = ("tokenizer", "evaluation")  # published folders that even an unchanged rerun hashes again
 
@@ -80,6 +81,7 @@ def run(
     else:
         result = _execute(layout, out, from_stage=from_stage, to_stage=to_stage, release=release)
     result.seconds["wall"] = time.monotonic() - began_s
+    last_run.write(layout, verdict=result.verdict, message=result.message, exit_code=result.exit_code, elapsed_s=result.seconds["wall"], flow_run=result.flow_run)
     if as_json:
         typer.echo(json.dumps(result.as_dict(), ensure_ascii=False, indent=1, default=str))
     else:

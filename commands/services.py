@@ -1,4 +1,4 @@
-"""`lmworks up`, `down`, `status`: the servers of this checkout."""
+"""`lmworks up` and `down`: the servers of this checkout."""
 
 from __future__ import annotations
 
@@ -67,42 +67,3 @@ def down(
         typer.echo(json.dumps({"stopped": stopped}))
     else:
         typer.echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing of this checkout was running")
-
-
-def _since(seconds: int) -> str:
-    return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"
-
-
-def status(
-    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
-) -> None:
-    """What runs in this checkout, and where to look.  Example:  lmworks status"""
-    from components.operations import status as now
-
-    layout = Layout()
-    running, doing = now.state(layout), now.activity(layout)
-    if as_json:
-        typer.echo(json.dumps({"services": running, **doing}, indent=1, ensure_ascii=False))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for head, justify in (("service", "left"), ("state", "left"), ("address", "left"), ("pid", "right"), ("up", "right"), ("memory", "right")):
-        table.add_column(head, justify=justify, no_wrap=True)
-    colours = {"up": "green", "not answering": "red", "down": "bright_black"}
-    for name, service in running.items():
-        state = service["state"]
-        table.add_row(name, f"[{colours[state]}]{state}[/]", service.get("url", ""), str(service.get("pid", "given" if service.get("outside") else "")),
-                      _since(service["since_s"]) if "since_s" in service else "", f"{service['memory_mb']} MB" if "memory_mb" in service else "")
-    console = Console(highlight=False)
-    console.print(table)
-    for key, words in (("run", "a run goes on"), ("stage", "a stage works")):
-        if doing[key]:
-            console.print(f"{words} ({doing[key]})", markup=False)
-    if doing["unclean"]:
-        console.print(f"{doing['unclean']} run or stage was killed; the next `lmworks up` or `lmworks run` puts that in order")
-    if doing["unsent"]:
-        console.print(f"{doing['unsent']} training run{'s' if doing['unsent'] > 1 else ''} not wholly sent to MLflow; the next run sends it")
-    if all(service["state"] == "down" for service in running.values()):
-        console.print("start them with: lmworks up")

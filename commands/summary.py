@@ -110,6 +110,8 @@ def next_commands(config: Config, layout: Layout, result: Any) -> list[tuple[str
             instruct = "--instruct " if d["name"].endswith("-instruct") else ""
             lines.append((f"{bin_}lmworks generate {instruct}{shlex.quote('你好' if instruct else 'The king')} --version {d['version']}",
                           f"ask {d['name']} all the same, though its gate said no"))
+    if any(d["champion_version"] not in (None, d["version"]) for d in told if d["name"] == config.name):
+        lines.append((f"{bin_}lmworks diff champion candidate", "what changed against the champion"))
     if champions:
         lines.append((registry.serve_line(server_url(layout) or "", champions[0], inside=True), "serve it"))
     lines += [(f"{bin_}lmworks use tiny --corpus PATH", "your own text"), (f"{bin_}lmworks down", "stop the servers")]

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import Any
 
@@ -44,19 +45,31 @@ def _authorisation() -> dict[str, str]:
 
 def call(url: str, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:
     """One MLflow REST call (`path` below /api/2.0/mlflow/). Returns None on 404. Raises Unreachable, Refused."""
-    request = urllib.request.Request(f"{url.rstrip('/')}/api/2.0/mlflow/{path}", method=method,
-                                     data=None if body is None else json.dumps(body).encode(),
-                                     headers={"Content-Type": "application/json", **_authorisation()})
+    answer = _ask(f"{url.rstrip('/')}/api/2.0/mlflow/{path}", method, None if body is None else json.dumps(body).encode(), path, timeout_s)
+    try:
+        return None if answer is None else json.loads(answer or b"{}")
+    except ValueError as error:
+        raise Unreachable(f"{path}: {error}") from error
+
+
+def artifact(url: str, run_id: str, path: str, timeout_s: float = REQUEST_TIMEOUT_S) -> bytes | None:
+    """A file among the artifacts of a run, as the page downloads it. Returns None if there is none. Raises Unreachable."""
+    query = urllib.parse.urlencode({"run_uuid": run_id, "path": path})
+    return _ask(f"{url.rstrip('/')}/get-artifact?{query}", "GET", None, path, timeout_s)
+
+
+def _ask(address: str, method: str, data: bytes | None, what: str, timeout_s: float) -> bytes | None:
+    request = urllib.request.Request(address, method=method, data=data, headers={"Content-Type": "application/json", **_authorisation()})
     # loopback must not go through a proxy that the environment names for the outside
-    loopback = "://127.0.0.1" in url or "://localhost" in url
+    loopback = "://127.0.0.1" in address or "://localhost" in address
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({})) if loopback else urllib.request.build_opener()
     try:
         with opener.open(request, timeout=timeout_s) as answer:
-            return json.loads(answer.read() or b"{}")
+            return answer.read()
     except urllib.error.HTTPError as error:
         if error.code == 404:
             return None
         kind = Refused if error.code in (400, 413, 422) else Unreachable
-        raise kind(f"{path}: {error.code} {error.read()[:300].decode(errors='replace')}") from error
+        raise kind(f"{what}: {error.code} {error.read()[:300].decode(errors='replace')}") from error
     except (OSError, ValueError) as error:
-        raise Unreachable(f"{path}: {error}") from error
+        raise Unreachable(f"{what}: {error}") from error
