@@ -53,10 +53,10 @@ class Page(HTMLParser):
         assert not [attrs for _, attrs in self.tags if any(name.startswith("on") or name == "src" for name in attrs)]
         assert len(self.ids) == len(set(self.ids)) and all(link.startswith("#") and link[1:] in self.ids for link in self.links)
 
-    def row(self, first: str) -> list[str]:
-        """The cells of the row that begins with `first`."""
+    def row(self, first: str, nth: int = 0) -> list[str]:
+        """The cells of the row that begins at the nth cell which says `first`."""
         texts = [text for text, _ in self.cells]
-        start = texts.index(first)
+        start = [i for i, text in enumerate(texts) if text == first][nth]
         heads = next(i for i in range(start, -1, -1) if "scope" in self.cells[i][1])
         width = next((n for n in range(heads, -1, -1) if "scope" not in self.cells[n][1]), -1)
         return texts[start:start + heads - width]

@@ -91,6 +91,55 @@ def bars(title: str, rows: list[Bar], *, unit: str, width: int = 640) -> str:
     return _svg(width, height, title, body)
 
 
+def columns(
+    title: str,
+    bins: list[str],
+    series: dict[str, list[float]],
+    *,
+    x_label: str,
+    y_label: str,
+    width: int = 640,
+    height: int = 280,
+) -> str:
+    """Upright bars side by side in each bin, one a series, with a legend above; the first is the blue one, the second hatched."""
+    left, right, top, bottom = 60, 12, 34, 44
+    high = max([v for values in series.values() for v in values] + [1e-9])
+    scale = (height - top - bottom) / high
+    step = (width - left - right) / max(len(bins), 1)
+    thick = 0.8 * step / max(len(series), 1)
+    body = [HATCH]
+    for tick in ticks(0, high):
+        y = height - bottom - tick * scale
+        body.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GRID}"/>')
+        body.append(_text(left - 6, y + 4, number(tick), anchor="end", size=11))
+    for s, (name, values) in enumerate(series.items()):
+        fills = _fills(s)
+        x = left + 130 * s
+        body += [f'<rect x="{x}" y="6" width="14" height="14" fill="{fill}"/>' for fill in fills]
+        body.append(_text(x + 20, 18, name))
+        for i, value in enumerate(values):
+            x = left + step * (i + 0.1) + thick * s
+            box = f'x="{x:.1f}" y="{height - bottom - value * scale:.1f}" width="{thick:.1f}" height="{value * scale:.1f}"'
+            body += [f"<rect {box} fill=\"{fill}\"/>" for fill in fills if value]
+    for i, label in enumerate(bins):
+        body.append(_text(left + step * (i + 0.5), height - bottom + 16, label, anchor="middle", size=11))
+    body.append(_text((left + width - right) / 2, height - 6, x_label, anchor="middle", size=11))
+    body.append(_text(width - right, 18, y_label, anchor="end", size=11))
+    return _svg(width, height, title, body)
+
+
+# A second mark besides colour, for print and for colour-blind readers.
+HATCH = (
+    '<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<rect width="1.6" height="5" fill="#000" fill-opacity=".65"/></pattern></defs>'
+)
+
+
+def _fills(i: int) -> list[str]:
+    colours = (MODEL_COLOUR, *OTHER_COLOURS)
+    return [colours[i % len(colours)], *(["url(#hatch)"] if i % 2 else [])]
+
+
 def lines(
     title: str, series: list[Line], *, x_label: str, y_label: str, width: int = 640, height: int = 280
 ) -> str:

@@ -5,27 +5,28 @@ Only client calls: a finished run keeps its status and its end time, and saying 
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 import subprocess
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components import files
+from components import files, provenance, tracking
 from components.config import Config
 from components.errors import Damaged
 from components.layout import Layout
-from components.release import evidence
+from components.markdown import escape
+from components.release import datasets, tables
+from components.release.datasets import data_digest
 from components.release.registry import EVALUATION, WEIGHTS
 
 RELEASED = "lmworks.released"  # evaluation hash of the last complete copy
 MAX_DIFF_BYTES = 5 * 2**20
 SECRETS = [f":(exclude,glob)**/{name}" for name in (".env*", "*.pem", "*.key", "*credentials*", ".dvc/config*", ".netrc", ".pypirc")]
 CHECKED = ("raw", "clean", "tokens")  # data stages that publish validation pages
-CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}
+DATA_PAGE = "lmworks.data_page"  # tag: which artifact of the run tells about its data
+DATA_PAGES = ("data/report.html", "data/clean/validation.html", "data/tokens/validation.html")  # the first that there is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +73,6 @@ def subjects(config: Config, layout: Layout) -> list[Subject]:
                     evaluation_sha256=evaluation), instruct]
 
 
-def data_digest(layout: Layout) -> str:
-    """What DVC calls data/tokens: its md5 in dvc.lock; without one, the first 32 digits of its manifest's hash."""
-    if layout.dvc_lock.exists():
-        stages = (files.load_yaml(layout.dvc_lock) or {}).get("stages") or {}
-        for out in (stages.get("shards") or {}).get("outs", []):
-            if out["path"] == "data/tokens" and out.get("md5"):
-                return str(out["md5"])
-    return files.manifest_hash(layout.tokens)[:32]
-
-
 def source_digests(layout: Layout) -> dict[str, str]:
     """{group: digest} of sources.yaml: corpus, records, base."""
     if not layout.sources.exists():
@@ -122,20 +113,39 @@ def experiment_id(client: Any, name: str) -> str:
         return client.get_experiment_by_name(name).experiment_id
 
 
-def training_run(client: Any, experiment: str, subject: Subject) -> str:
-    """Id of the run that trained the weights; a finished stand-in, tagged *restored*, where this server knows none.
+def training_run(client: Any, experiment: str, subject: Subject, config: Config, layout: Layout, say: Callable[[str], None]) -> str:
+    """Id of the run that trained the weights; a finished stand-in, tagged *restored*, where this server knows none, or somebody
+    deleted it in the page.
 
     The first of several: a stage that was killed between training and publishing trains its last steps once more.
     """
-    found = client.search_runs(
-        [experiment], order_by=["attributes.start_time ASC"], max_results=20,
-        filter_string=f"tags.`{WEIGHTS}` = '{subject.weights_sha256}' and tags.`lmworks.stage` = '{subject.stage}'")
-    if found:
+    from mlflow.entities import ViewType
+
+    def known(view: str) -> list[Any]:
+        return client.search_runs(
+            [experiment], order_by=["attributes.start_time ASC"], max_results=20, run_view_type=view,
+            filter_string=f"tags.`{WEIGHTS}` = '{subject.weights_sha256}' and tags.`lmworks.stage` = '{subject.stage}'")
+
+    if found := known(ViewType.ACTIVE_ONLY):
         trained = [run for run in found if run.data.tags.get("lmworks.restored") != "true"]
         return (trained or found)[0].info.run_id
-    run = client.create_run(experiment, run_name=f"{subject.stage} {subject.weights_sha256[:8]} (restored)", tags={
-        WEIGHTS: subject.weights_sha256, "lmworks.stage": subject.stage, "lmworks.restored": "true",
-        "mlflow.note.content": "The weights came back from the data cache; the run that trained them is not on this server."})
+    why = "the weights came back from the data cache; the run that trained them is not on this server"
+    if deleted := known(ViewType.DELETED_ONLY):
+        why = f"the run that trained these weights ({deleted[0].info.run_name}) was deleted in MLflow, its curves with it"
+        say(f"{subject.name}: {why}; a stand-in holds what the release knows")
+    return _stand_in(client, experiment, subject, config, layout, why)
+
+
+def _stand_in(client: Any, experiment: str, subject: Subject, config: Config, layout: Layout, why: str) -> str:
+    parameters = subject.training.get("parameters")
+    languages = sorted((files.read_json(layout.tokens / "index.json")["splits"].get("train") or {}))
+    name = tracking.run_name(subject.stage, config, parameters, languages) if parameters else f"{subject.stage} {subject.weights_sha256[:8]}"
+    known = {
+        WEIGHTS: subject.weights_sha256, "lmworks.stage": subject.stage, "lmworks.restored": "true", "lmworks.name": config.name,
+        "lmworks.preset": config.preset, "lmworks.seed": config.seed, "lmworks.size": provenance.size_in_words(parameters) if parameters else None,
+        "lmworks.languages": "+".join(languages), "lmworks.corpus_digest": provenance.corpus_digest(layout),
+        "mlflow.note.content": f"A stand-in: {escape(why)}."}
+    run = client.create_run(experiment, run_name=f"{name} (restored)", tags={key: str(value) for key, value in known.items() if value is not None})
     client.set_terminated(run.info.run_id, "FINISHED")
     return run.info.run_id
 
@@ -145,15 +155,12 @@ def is_copied(run: Any, subject: Subject) -> bool:
 
 
 def copy_in(client: Any, run_id: str, subject: Subject, config: Config, layout: Layout) -> None:
-    """Bring evaluation, reports, settings, code state and datasets into the run; nothing to do when they are there."""
-    from mlflow.entities import Metric, Param, RunTag
+    """Bring evaluation, tables, reports, settings, code state and datasets into the run; nothing to do when they are there."""
+    from mlflow.entities import Param, RunTag
 
     run = client.get_run(run_id)
     if is_copied(run, subject):
         return
-    now_ms = int(time.time() * 1000)
-    metrics = [Metric(key, float(value), now_ms, 0) for key, value in sorted(files.read_json(layout.evaluation / "metrics.json").items())
-               if isinstance(value, int | float) and math.isfinite(value) and evidence.belongs(key, subject.kind)]
     commit, difference = git_state(layout.root)
     digests = source_digests(layout)
     tags = {f"lmworks.sources.{group}": digest for group, digest in digests.items()} | {"lmworks.data_digest": data_digest(layout)}
@@ -161,15 +168,18 @@ def copy_in(client: Any, run_id: str, subject: Subject, config: Config, layout: 
         tags |= {"mlflow.source.git.commit": commit, "lmworks.uncommitted": "true" if difference else "false"}
     params = [] if run.data.params else [Param(key, str(value)) for key, value in sorted(subject.training.items())
                                          if isinstance(value, str | int | float)][:60]
-    client.log_batch(run_id, metrics=metrics, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
-    client.log_inputs(run_id, datasets=datasets(layout))
+    client.log_inputs(run_id, datasets=datasets.inputs(subject.kind, layout))
     folder = layout.work_root / "release" / subject.kind
     shutil.rmtree(folder, ignore_errors=True)
     try:
         gather(folder, layout, difference, digests)
+        tables.write(folder, subject.kind, config, layout)
         client.log_artifacts(run_id, str(folder))
+        tags |= {tables.LOGGED: tables.logged_tag(run.data.tags.get(tables.LOGGED))}
+        tags |= {DATA_PAGE: page for page in reversed(DATA_PAGES) if (folder / page).exists()}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
     client.set_tag(run_id, EVALUATION, subject.evaluation_sha256)
     client.set_tag(run_id, RELEASED, subject.evaluation_sha256)  # last: a kill before it copies again
 
@@ -184,23 +194,11 @@ def gather(folder: Path, layout: Layout, difference: bytes, digests: dict[str, s
         if source.exists():
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / target)
+    from components.release import data_page  # reads tables: not on the path of a run in which nothing changed
+
+    report = data_page.render(layout)
+    if report is not None:
+        files.write_atomic(folder / data_page.PAGE, report)
     files.write_json(folder / "settings/sources.json", digests)
     if difference:
         files.write_atomic(folder / "settings/uncommitted.diff", difference)
-
-
-def datasets(layout: Layout) -> list[Any]:
-    """tokens/train, tokens/validation, tokens/test for `log_inputs`; one name a split, or MLflow drops all but one."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    digest = data_digest(layout)
-    index = files.read_json(layout.tokens / "index.json")
-    inputs = []
-    for split, context in CONTEXTS.items():
-        by_language = index["splits"].get(split) or {}
-        profile = {f"{what}_{language}": counts[what] for language, counts in sorted(by_language.items()) for what in ("documents", "tokens", "bytes")}
-        inputs.append(DatasetInput(
-            Dataset(name=f"tokens/{split}", digest=digest, source_type="code", source=json.dumps({"tags": {"path": "data/tokens"}}),
-                    profile=json.dumps(profile)),
-            [InputTag("mlflow.data.context", context)]))
-    return inputs
