@@ -166,6 +166,7 @@ class Evaluation(Section):
 
 BaseGate = Literal["finite_loss", "verified_manifest", "below_unigram", "below_xz", "not_worse_than_champion"]
 InstructGate = Literal["finite_loss", "verified_manifest", "above_majority", "not_worse_than_champion"]
+ContractPart = Literal["inputs", "outputs", "params", "context", "chat_template", "requirements"]
 
 
 class Gates(Section):
@@ -177,6 +178,8 @@ class Gates(Section):
                                            "criteria of NAME-instruct", min_length=1)
     bits_per_byte_margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = setting(0.01, "NAME may be worse than the champion by this, in bits per byte")
     score_margin: Share = setting(0.02, "NAME-instruct may score lower than the champion by this")
+    allow_contract_break: list[ContractPart] = setting(
+        [], "parts of the champion's contract that a new version may break: inputs, outputs, params, context, chat_template, requirements")
 
 
 class Operations(Section):

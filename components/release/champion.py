@@ -108,7 +108,8 @@ def criterion(client: Any, run_id: str, subject: Subject, champion: Any | None, 
               say: Callable[[str], None]) -> gates.Criterion:
     """not_worse_than_champion. A champion that cannot be judged again is no pass."""
     base = subject.kind == "base"
-    margin = gates.bits_margin(config.gates.bits_per_byte_margin) if base else gates.score_margin(config.gates.score_margin)
+    measure, allowed = (gates.BITS, config.gates.bits_per_byte_margin) if base else (gates.SCORES, config.gates.score_margin)
+    margin = measure.required(allowed)
     if champion is None:
         return gates.no_champion_yet(margin)
     if champion.tags.get(registry.WEIGHTS) == subject.weights_sha256:
@@ -121,8 +122,8 @@ def criterion(client: Any, run_id: str, subject: Subject, champion: Any | None, 
         return gates.not_judged(str(error), margin)
     ours = rows_of(pq.read_table(layout.evaluation / "items.parquet"), subject.kind)
     if base:
-        return gates.not_worse_bits(bits_differences(ours, theirs, config), config.gates.bits_per_byte_margin, champion.version)
+        return gates.not_worse(measure, bits_differences(ours, theirs, config), allowed, champion.version)
     from components.applications.catalogue import APPLICATIONS
 
     metrics = {name: "accuracy" if name == "classification" else application.metric for name, application in APPLICATIONS.items()}
-    return gates.not_worse_scores(score_differences(ours, theirs, metrics, config), config.gates.score_margin, champion.version)
+    return gates.not_worse(measure, score_differences(ours, theirs, metrics, config), allowed, champion.version)

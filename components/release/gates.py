@@ -89,6 +89,34 @@ def above_majority(scores: Mapping[str, tuple[float, float]]) -> Criterion:
                      required="macro-F1 above the majority class in each classification", sentence=sentence)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What two models are compared by, and which way is better."""
+
+    what: str
+    higher_is_better: bool
+    digits: int
+    item: str
+
+    def required(self, margin: float) -> str:
+        if self.higher_is_better:
+            return f"over all test {self.item}s, the lower end of the interval of (this model - champion) in {self.what} is at least {-margin:g}"
+        return f"in each language, the upper end of the interval of (this model - champion) in {self.what} is at most {margin:g}"
+
+    def worst(self, interval: Interval) -> float:
+        """By how much this model may be worse: the bad end of the interval of (this model - champion)."""
+        _, low, high = interval
+        return -low if self.higher_is_better else high
+
+    def words(self, name: str, interval: Interval) -> str:
+        estimate, low, high = (f"{value:+.{self.digits}f}" for value in interval)
+        return f"{language(name)} {estimate} [{low}, {high}]"
+
+
+BITS = Measure(what="bits per byte", higher_is_better=False, digits=4, item="document")
+SCORES = Measure(what="mean score", higher_is_better=True, digits=3, item="record")
+
+
 def no_champion_yet(margin: str) -> Criterion:
     return Criterion(criterion="not_worse_than_champion", passed=True, observed="no champion yet", required=margin,
                      sentence="there is no champion yet, so there is nothing to be worse than")
@@ -105,39 +133,16 @@ def not_judged(why: str, margin: str) -> Criterion:
                      sentence=f"the champion could not be judged again ({why}); to start over without one, remove its alias in the MLflow page")
 
 
-def bits_margin(margin: float) -> str:
-    return f"in each language, the upper end of the interval of (this model - champion) is at most {margin:g} bits per byte"
-
-
-def not_worse_bits(differences: Mapping[str, Interval], margin: float, version: str) -> Criterion:
-    """Paired interval of bits per byte, challenger minus champion on the same documents, by language; more is worse."""
-    worse = [code for code, (_, _, high) in sorted(differences.items()) if not high <= margin]
-    said = {code: f"{language(code)} {estimate:+.4f} [{low:+.4f}, {high:+.4f}]" for code, (estimate, low, high) in sorted(differences.items())}
+def not_worse(measure: Measure, differences: Mapping[str, Interval], margin: float, version: str) -> Criterion:
+    """Paired intervals, challenger minus champion on the same items, by language or over all records."""
+    worse = [name for name, interval in sorted(differences.items()) if not measure.worst(interval) <= margin]
+    said = {name: measure.words(name, interval) for name, interval in sorted(differences.items())}
     passed = bool(differences) and not worse
     if passed:
-        sentence = f"not worse than champion version {version} in bits per byte: {'; '.join(said.values())}"
+        sentence = f"not worse than champion version {version} in {measure.what}: {'; '.join(said.values())}"
     elif worse:
-        sentence = f"may be worse than champion version {version} by more than {margin:g} bits per byte: {'; '.join(said[code] for code in worse)}"
+        sentence = f"may be worse than champion version {version} by more than {margin:g} in {measure.what}: {'; '.join(said[name] for name in worse)}"
     else:
-        sentence = f"no document was judged by both this model and champion version {version}"
+        sentence = f"no {measure.item} was judged by both this model and champion version {version}"
     return Criterion(criterion="not_worse_than_champion", passed=passed, observed="; ".join(said.values()) or "nothing",
-                     required=bits_margin(margin), sentence=sentence)
-
-
-def score_margin(margin: float) -> str:
-    return f"over all test records, the lower end of the interval of (this model - champion) in mean score is at least {-margin:g}"
-
-
-def not_worse_scores(differences: Mapping[str, Interval], margin: float, version: str) -> Criterion:
-    """Paired interval of mean scores (0 to 1), challenger minus champion on the same records; less is worse."""
-    worse = [name for name, (_, low, _) in sorted(differences.items()) if not low >= -margin]
-    said = {name: f"{name} {estimate:+.3f} [{low:+.3f}, {high:+.3f}]" for name, (estimate, low, high) in sorted(differences.items())}
-    passed = bool(differences) and not worse
-    if passed:
-        sentence = f"not worse than champion version {version}: {'; '.join(said.values())}"
-    elif worse:
-        sentence = f"may score more than {margin:g} below champion version {version}: {'; '.join(said[name] for name in worse)}"
-    else:
-        sentence = f"no record was judged by both this model and champion version {version}"
-    return Criterion(criterion="not_worse_than_champion", passed=passed, observed="; ".join(said.values()) or "nothing",
-                     required=score_margin(margin), sentence=sentence)
+                     required=measure.required(margin), sentence=sentence)

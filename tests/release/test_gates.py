@@ -20,8 +20,8 @@ def test_A21_without_evidence_nothing_passes():
     assert not gates.below_baseline("below_xz", "xz", {}, {}).passed
     assert not gates.below_baseline("below_xz", "xz", {"zh": 2.0, "en": 2.0}, {"en": 3.0}).passed
     assert not gates.above_majority({}).passed
-    assert not gates.not_worse_bits({}, 0.01, "1").passed
-    assert not gates.not_worse_scores({}, 0.01, "1").passed
+    assert not gates.not_worse(gates.BITS, {}, 0.01, "1").passed
+    assert not gates.not_worse(gates.SCORES, {}, 0.01, "1").passed
     assert not gates.not_judged("damaged", "m").passed
     assert not gates.passes([])
 
@@ -46,12 +46,12 @@ def test_every_classification_must_be_above_the_majority():
 
 
 def test_H8_the_upper_end_decides_for_bits_and_the_lower_end_for_scores():
-    assert gates.not_worse_bits({"zh": (0.0, -0.02, 0.01)}, 0.01, "3").passed
-    assert not gates.not_worse_bits({"zh": (0.0, -0.02, 0.011)}, 0.01, "3").passed
-    assert not gates.not_worse_bits({"zh": (-1.0, -1.1, -0.9), "en": (0.1, 0.0, 0.2)}, 0.01, "3").passed
-    assert gates.not_worse_scores({"all": (0.0, -0.02, 0.1)}, 0.02, "3").passed
-    assert not gates.not_worse_scores({"all": (0.05, -0.021, 0.1)}, 0.02, "3").passed
-    assert not gates.not_worse_bits({"zh": (math.nan, math.nan, math.nan)}, 0.01, "3").passed
+    assert gates.not_worse(gates.BITS, {"zh": (0.0, -0.02, 0.01)}, 0.01, "3").passed
+    assert not gates.not_worse(gates.BITS, {"zh": (0.0, -0.02, 0.011)}, 0.01, "3").passed
+    assert not gates.not_worse(gates.BITS, {"zh": (-1.0, -1.1, -0.9), "en": (0.1, 0.0, 0.2)}, 0.01, "3").passed
+    assert gates.not_worse(gates.SCORES, {"all": (0.0, -0.02, 0.1)}, 0.02, "3").passed
+    assert not gates.not_worse(gates.SCORES, {"all": (0.05, -0.021, 0.1)}, 0.02, "3").passed
+    assert not gates.not_worse(gates.BITS, {"zh": (math.nan, math.nan, math.nan)}, 0.01, "3").passed
 
 
 def items(values: dict[str, float], metric: str, application: str = "language_modelling") -> dict:
