@@ -138,7 +138,7 @@ def training_run(client: Any, experiment: str, subject: Subject, config: Config,
 
 def _stand_in(client: Any, experiment: str, subject: Subject, config: Config, layout: Layout, why: str) -> str:
     parameters = subject.training.get("parameters")
-    languages = sorted((files.read_json(layout.tokens / "index.json")["splits"].get("train") or {}))
+    languages = sorted(files.read_json(layout.tokens / "index.json")["splits"].get("train") or {})
     name = tracking.run_name(subject.stage, config, parameters, languages) if parameters else f"{subject.stage} {subject.weights_sha256[:8]}"
     known = {
         WEIGHTS: subject.weights_sha256, "lmworks.stage": subject.stage, "lmworks.restored": "true", "lmworks.name": config.name,
@@ -176,7 +176,8 @@ def copy_in(client: Any, run_id: str, subject: Subject, config: Config, layout: 
         tables.write(folder, subject.kind, config, layout)
         client.log_artifacts(run_id, str(folder))
         tags |= {tables.LOGGED: tables.logged_tag(run.data.tags.get(tables.LOGGED))}
-        tags |= {DATA_PAGE: page for page in reversed(DATA_PAGES) if (folder / page).exists()}
+        if page := next((page for page in DATA_PAGES if (folder / page).exists()), None):
+            tags[DATA_PAGE] = page
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -194,7 +195,8 @@ def gather(folder: Path, layout: Layout, difference: bytes, digests: dict[str, s
         if source.exists():
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / target)
-    from components.release import data_page  # reads tables: not on the path of a run in which nothing changed
+    # it reads tables: not on the path of a run in which nothing changed
+    from components.release import data_page
 
     report = data_page.render(layout)
     if report is not None:
