@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 from components import files
@@ -11,6 +12,8 @@ from flows.records import RunResult, StageRecord, plain
 
 MAX_CELL = 160
 MAX_ROWS = 60  # a large artifact makes the server refuse its event
+SAMPLE_ROWS = 10
+ROW_HEAD = ["expectation", "source", "row", "detail", "text"]
 
 
 def cell(value: Any) -> str:
@@ -62,16 +65,32 @@ def blocked_report(layout: Layout, stage: str) -> list[str]:
     failed = [result for result in results if not result.get("success", True)]
     rows = [[r.get("severity"), r.get("name"), r.get("sentence"), r.get("checked"), r.get("at_fault")] for r in failed]
     lines = [f"## Why {cell(stage)} was blocked", "", table(["severity", "expectation", "in words", "checked", "at fault"], rows), ""]
-    examples = [[r.get("name"), *_example(example)] for r in failed for example in (r.get("examples") or [])[:10]]
+    examples = [[r.get("name"), *_example(example)] for r in failed for example in (r.get("examples") or [])[:SAMPLE_ROWS]]
     if examples:
-        lines += ["### Rows at fault", "", table(["expectation", "source", "row", "detail"], examples), ""]
+        lines += ["### Rows at fault", "", table(ROW_HEAD, examples), ""]
     return [*lines, f"The same page, offline: `{path.relative_to(layout.root).with_suffix('.html')}`", ""]
 
 
 def _example(example: Any) -> list[Any]:
     if isinstance(example, dict):
-        return [example.get("source", ""), example.get("row", ""), example.get("detail") or example.get("text") or ""]
-    return ["", "", example]
+        text = example.get("text") or ""
+        return [example.get("source", ""), example.get("row", ""), example.get("detail") or "", text]
+    return ["", "", example, ""]
+
+
+def quarantine_sample(layout: Layout) -> list[str]:
+    """Rows that validation set aside while the chain went on: of each expectation in turn, so that none hides another."""
+    try:
+        results = files.read_json(layout.raw / "validation.json")["results"]
+    except (OSError, UserError, KeyError):
+        return []
+    aside = [result for result in results if result.get("severity") == "quarantine" and result.get("at_fault")]
+    turns = zip_longest(*([(r.get("name"), *_example(example)) for example in r.get("examples") or []] for r in aside))
+    rows = [list(row) for turn in turns for row in turn if row is not None]
+    if not rows:
+        return []
+    count = sum(result["at_fault"] for result in aside)
+    return [f"## Quarantine: {count:,} row{'s' if count > 1 else ''} set aside", "", table(ROW_HEAD, rows[:SAMPLE_ROWS]), ""]
 
 
 def markdown(result: RunResult, layout: Layout, links: dict[str, str]) -> str:
@@ -87,4 +106,6 @@ def markdown(result: RunResult, layout: Layout, links: dict[str, str]) -> str:
     if links:
         lines += ["## Look at", "", *(f"- [{cell(words)}]({address})" if address.startswith("http") else f"- {cell(words)}: `{address}`"
                                       for words, address in links.items()), ""]
+    if failed is None or failed.exit_code != 3:  # of a blocked stage the rows stand above
+        lines += quarantine_sample(layout)
     return "\n".join(lines)

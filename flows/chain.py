@@ -6,13 +6,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import prefect.runtime
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, Failed, State
+from pydantic import Field
 
 from components import config as settings
 from components import files
@@ -20,12 +19,12 @@ from components.chain import selection
 from components.corpus import sources
 from components.errors import Busy, UserError
 from components.layout import Layout
-from components.operations import processes, services, staleness, unclean
-from flows import artifact, tasks
+from components.operations import services, staleness, unclean
+from flows import ending, naming, tasks
 from flows.records import RunResult, StageRecord
 
-ARTIFACT = "lmworks-run"
-DONE = {"Promoted", "Partly promoted", "Not promoted", "Nothing changed", "Healed", "Ready", "Skipped"}
+MAX_WAIT_S = 86_400
+WaitS = Annotated[int, Field(ge=0, le=MAX_WAIT_S)]
 
 # what `flows.run.execute` hands in: it holds the lock already and wants the records back
 _handed_in: RunResult | None = None
@@ -40,23 +39,6 @@ def handed_in(result: RunResult) -> Iterator[None]:
         yield
     finally:
         _handed_in = None
-
-
-def run_name() -> str:
-    """`tiny 2026-11-24 21:50`, and the deployment's name where one started it."""
-    try:
-        name = settings.load(Layout().params).name
-    except UserError:
-        name = "lmworks"
-    deployment = prefect.runtime.deployment.name
-    return f"{name} {time.strftime('%Y-%m-%d %H:%M')}" + (f" {deployment}" if deployment else "")
-
-
-def forget_marker(_flow: Any, flow_run: Any, _state: State) -> None:
-    """After the last state is stored: this run left nothing open."""
-    for path in Layout().unclean.glob("run-*.json"):
-        if unclean.read(path).get("flow_run_id") == str(flow_run.id):
-            path.unlink(missing_ok=True)
 
 
 def check_earlier(layout: Layout, chosen: list[str]) -> None:
@@ -79,10 +61,16 @@ def sources_task(config: settings.Config, layout: Layout) -> bool:
 
 
 @task(name="release", task_run_name="release", persist_result=False)
-def release_task(config: settings.Config, layout: Layout) -> State:
-    """Log, register, judge, promote. Failed only if that could not be done: a gate's no is an answer."""
+def release_task(config: settings.Config, layout: Layout, fresh: bool) -> State:
+    """Log, register, judge, promote. Failed only if that could not be done: a gate's no is an answer.
+
+    Where every stage was `fresh` and the registry still says what the last release left, it ends *Cached*.
+    """
     from components.release import release
 
+    if fresh and release.receipt_current(config, layout):
+        told = list(files.read_json(layout.receipt)["models"].values())
+        return Completed(name="Cached", message="; ".join(["code, data, settings and models are those of the last run", *map(_as_it_was, told)]), data=told)
     logger = get_run_logger()
 
     def say(line: str) -> None:
@@ -97,6 +85,11 @@ def release_task(config: settings.Config, layout: Layout) -> State:
     promoted = [decision.promoted for decision in decisions]
     name = "Promoted" if all(promoted) else "Partly promoted" if any(promoted) else "Not promoted"
     return Completed(name=name, message="; ".join(map(release.sentence, decisions)), data=decisions)
+
+
+def _as_it_was(told: dict[str, Any]) -> str:
+    champion = told["champion_version"]
+    return f"{told['name']}: " + (f"version {champion} is champion" if champion else f"version {told['version']} was not promoted, there is no champion")
 
 
 def preload() -> None:
@@ -122,10 +115,13 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
         state = sources_task(config, layout, return_state=True)
         if state.is_failed():
             raise _cause(state)
-    result.seconds["sources"] = time.monotonic() - started_s
+    naming.bring_up_to_date(layout)  # a source may have changed
+    result.seconds["sources"], loading = time.monotonic() - started_s, False
     for number, name in enumerate(chosen):
-        if number == 1 and release and to_stage is None:
-            # beside `ingest`, which keeps one core busy for seconds; beside `fetch` it only slows this process
+        if not loading and number > 0 and release and to_stage is None and any(earlier.state != "cached" for earlier in result.stages):
+            # beside `ingest`, which keeps one core busy for seconds; beside `fetch` it only slows this process. Where nothing ran
+            # there may be nothing to release
+            loading = True
             threading.Thread(target=preload, daemon=True, name="preload").start()
         record = tasks.run_stage(name, config)
         result.stages.append(record)
@@ -145,7 +141,7 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
 def release_into(result: RunResult, config: settings.Config, layout: Layout) -> None:
     """Release, and name the run by its outcome. Raises UserError."""
     before, started_s = _receipt(layout), time.monotonic()
-    state = release_task(config, layout, return_state=True)
+    state = release_task(config, layout, bool(result.stages) and unchanged(result.stages) == "Nothing changed", return_state=True)
     result.seconds["release"] = time.monotonic() - started_s
     if state.is_failed():
         raise _cause(state)
@@ -197,6 +193,7 @@ def in_flow(do: Any, *, wait_s: int | None, needs_mlflow: bool = True) -> State:
 
                 result.reconciled = reconciler.reconcile(layout)
                 services.ensure(layout, prefect=False, mlflow=needs_mlflow)
+            naming.bring_up_to_date(layout)
             unclean.mark(layout, flow_run_id=str(prefect.runtime.flow_run.id))
             do(result)
     except Busy as error:
@@ -205,37 +202,11 @@ def in_flow(do: Any, *, wait_s: int | None, needs_mlflow: bool = True) -> State:
         logger.error(str(error))
         result.verdict, result.message, result.exit_code = ("Blocked" if error.exit_code == 3 else "Failed"), str(error), error.exit_code
     result.seconds["total"] = time.monotonic() - started_s
-    text = artifact.markdown(result, layout, links(layout, result.release or []))
-    create_markdown_artifact(key=ARTIFACT, markdown=text, description=result.verdict)
-    if result.verdict in DONE:
-        return Completed(name=result.verdict, message=result.message)
-    return Failed(name=result.verdict, message=_with_last_lines(result))
+    return ending.end(result, layout)
 
 
-def _with_last_lines(result: RunResult) -> str:
-    failed = result.failed
-    return f"{failed.stage}: {result.message}" if failed else result.message
-
-
-def links(layout: Layout, decisions: list[Any]) -> dict[str, str]:
-    """Where to look next: addresses, and files of this checkout."""
-    found = {}
-    if url := services.address(layout, processes.MLFLOW):
-        found["MLflow: runs, models, reports"] = url
-        for decision in decisions:
-            found[f"training run of {decision.name} version {decision.version}"] = f"{url}/#/runs/{decision.run_id}"
-            found[f"{decision.name} version {decision.version} in the registry"] = f"{url}/#/models/{decision.name}/versions/{decision.version}"
-    for words, path in (("evaluation report (opens offline)", layout.evaluation / "report.html"), ("settings", layout.params)):
-        if Path(path).exists():
-            found[words] = Path(path).relative_to(layout.root).as_posix()
-    return found
-
-
-HOOKS: dict[str, Any] = {f"on_{end}": [forget_marker] for end in ("completion", "failure", "cancellation", "crashed")}
-
-
-@flow(name="lmworks-chain", flow_run_name=run_name, persist_result=False, **HOOKS)
-def chain(from_stage: str | None = None, to_stage: str | None = None, release: bool = True, wait_s: int | None = None) -> State:
+@flow(name="lmworks-chain", flow_run_name=naming.flow_run_name, persist_result=False, **ending.HOOKS)
+def chain(from_stage: str | None = None, to_stage: str | None = None, release: bool = True, wait_s: WaitS | None = None) -> State:
     """Raw text to a gated, registered model: every stage that is stale, then release.
 
     Args:

@@ -7,16 +7,18 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from components import config as settings
 from components import files
 from components.errors import UserError
 from components.layout import Layout
-from components.operations import environment, processes, rest, services, staleness
+from components.operations import addresses, alerts, environment, processes, rest, services, staleness
 
 KEPT_LATE = 1
 
 
 def start(layout: Layout, say: Callable[[str], None] = services.quiet) -> list[str]:
-    """Pool, deployments, late runs, then the worker; returns what was done, in words. Prefect must be up."""
+    """Pool, deployments, alerts, late runs, then the worker; returns what was done, in words. Prefect must be up. Raises UserError."""
+    webhook, ping = (addresses.secret_address(variable) for variable in addresses.SECRETS)  # what is no address is said before anything is done
     url = services.address(layout, processes.PREFECT)
     if url is None:
         raise UserError("Prefect's server does not run. Run: lmworks up")
@@ -25,10 +27,23 @@ def start(layout: Layout, say: Callable[[str], None] = services.quiet) -> list[s
     if not _has_pool(api):
         api.send("/work_pools/", {"name": processes.POOL, "type": "process", "description": "runs flows in this checkout",
                                   "base_job_template": _job_template()})
-    names = [_register(api, entry, layout) for entry in _entries(layout)]
-    dropped = drop_late(api)
+    made = dict(_register(api, entry, layout) for entry in _entries(layout))
+    done = [f"deployments: {', '.join(made)}"]
+    done += alerts.install(api, webhook, deployments=list(made.values()), late_s=settings.load(layout.params).operations.late_alert_s)
+    if dropped := drop_late(api):
+        done.append(f"{dropped} late scheduled runs dropped")
     services.ensure(layout, prefect=True, mlflow=False, worker=True, say=say)
-    return [f"deployments: {', '.join(names)}"] + ([f"{dropped} late scheduled runs dropped"] if dropped else [])
+    return done + _worker_pings(layout, ping)
+
+
+def _worker_pings(layout: Layout, ping: str | None) -> list[str]:
+    """The worker's runs ping the address that it was started with."""
+    worker = services.process_of(services.read(layout).get("worker"), layout)
+    if worker is None:
+        return []
+    if worker.environ().get(addresses.PING_URL, "").strip() != (ping or ""):
+        return [f"the worker was started with another {addresses.PING_URL}; to change it: lmworks down, then lmworks up"]
+    return [f"each run of a deployment pings {addresses.PING_URL} when it ends"] if ping else []
 
 
 def _has_pool(api: rest.Prefect) -> bool:
@@ -62,15 +77,20 @@ def _schema(flow: Any, layout: Layout) -> dict[str, Any]:
     for name in ("from_stage", "to_stage"):
         if name in schema["properties"]:  # a list to choose from in the page
             schema["properties"][name]["anyOf"] = [{"type": "string", "enum": stages}, {"type": "null"}]
+    if "to_stage" in schema["properties"]:  # the last stage cannot come before the first
+        schema["dependentSchemas"] = {"from_stage": {"allOf": [
+            {"if": {"properties": {"from_stage": {"const": stage}}}, "then": {"properties": {"to_stage": {"enum": [None, *stages[number:]]}}}}
+            for number, stage in enumerate(stages)]}}
     return schema
 
 
-def _register(api: rest.Prefect, entry: dict[str, Any], layout: Layout) -> str:
+def _register(api: rest.Prefect, entry: dict[str, Any], layout: Layout) -> tuple[str, str]:
+    """(FLOW/DEPLOYMENT, its id)."""
     path, _, function = entry["entrypoint"].partition(":")
     flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), function)
     flow_id = api.send("/flows/", {"name": flow.name})["id"]
     active = _active_schedules(api, flow.name, entry["name"])
-    api.send("/deployments/", {
+    made = api.send("/deployments/", {
         "name": entry["name"], "flow_id": flow_id, "entrypoint": entry["entrypoint"], "path": ".", "pull_steps": entry["pull"],
         "work_pool_name": entry["work_pool"]["name"], "description": entry["description"], "tags": entry["tags"],
         "concurrency_limit": entry["concurrency_limit"]["limit"],
@@ -79,7 +99,7 @@ def _register(api: rest.Prefect, entry: dict[str, Any], layout: Layout) -> str:
         "schedules": [{"schedule": {"cron": s["cron"], "timezone": s["timezone"]}, "slug": s["slug"], "active": active.get(s["slug"], s["active"])}
                       for s in entry["schedules"]],
     })
-    return f"{flow.name}/{entry['name']}"
+    return f"{flow.name}/{entry['name']}", made["id"]
 
 
 def _active_schedules(api: rest.Prefect, flow: str, name: str) -> dict[str, bool]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+MAX_REASON_CHARS = 900
+MAX_STATE_CHARS = 1500  # what the page shows of a state without scrolling; the log has everything
+
 
 @dataclass
 class StageRecord:
@@ -18,6 +21,22 @@ class StageRecord:
     summary: dict[str, Any] = field(default_factory=dict)  # the stage's own report
     message: str = ""  # of a failure
     exit_code: int = 0  # 3: validation blocked the data
+    last_lines: list[str] = field(default_factory=list)  # the last it said, where it failed
+
+
+def in_words(record: StageRecord) -> str:
+    """The message of a failed state: the reason first, then as many of the stage's last lines as fit."""
+    reason = f"{record.stage}: {record.message}"
+    if len(reason) > MAX_REASON_CHARS:
+        reason = f"{reason[:MAX_REASON_CHARS]}… (whole in the log)"
+    head, room = f"{reason}\nIts last lines:", MAX_STATE_CHARS - len(reason) - len("\nIts last lines:")
+    kept: list[str] = []
+    for line in reversed([line for line in record.last_lines if line not in (record.message, f"{record.stage}: {record.message}")]):
+        room -= len(line) + 3
+        if room < 0:
+            break
+        kept.insert(0, f"  {line}")
+    return "\n".join([head, *kept]) if kept else reason
 
 
 @dataclass

@@ -5,13 +5,14 @@ from __future__ import annotations
 from prefect import flow
 from prefect.states import State
 
-from flows.chain import HOOKS, in_flow, run_name, work
+from flows import ending, naming
+from flows.chain import WaitS, in_flow, work
 
 LAST = "shards"
 
 
-@flow(name="lmworks-refresh", flow_run_name=run_name, persist_result=False, **HOOKS)
-def refresh(wait_s: int | None = None) -> State:
+@flow(name="lmworks-refresh", flow_run_name=naming.flow_run_name, persist_result=False, **ending.HOOKS)
+def refresh(wait_s: WaitS | None = None) -> State:
     """Bring the sources up to date and run the data stages that this makes stale.
 
     Args:

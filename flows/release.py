@@ -7,11 +7,12 @@ from prefect.states import State
 
 from components import config as settings
 from components.layout import Layout
-from flows.chain import HOOKS, in_flow, release_into, run_name
+from flows import ending, naming
+from flows.chain import WaitS, in_flow, release_into
 
 
-@flow(name="lmworks-release", flow_run_name=run_name, persist_result=False, **HOOKS)
-def release(wait_s: int | None = None) -> State:
+@flow(name="lmworks-release", flow_run_name=naming.flow_run_name, persist_result=False, **ending.HOOKS)
+def release(wait_s: WaitS | None = None) -> State:
     """Log, register and judge the models as they stand; move the champion if its gate says yes.
 
     Args:

@@ -24,8 +24,9 @@ from components import config as settings
 from components import files
 from components.errors import UserError
 from components.layout import Layout
-from components.operations import environment, healing, staleness
-from flows.records import StageRecord
+from components.operations import addresses, environment, healing, staleness
+from flows import naming
+from flows.records import StageRecord, in_words
 
 KILL_AFTER_S = 20  # between TERM and KILL: a stage saves a checkpoint
 LOG_PROGRESS_EVERY_S = 10
@@ -127,7 +128,8 @@ def run_child(layout: Layout, name: str, log: Callable[[str], None]) -> Ended:
     Whatever ends this call early — Ctrl-C, a time-out, a cancelled run — ends the whole group first.
     """
     ended, logged_s = Ended(), 0.0
-    child = subprocess.Popen(command(layout, name), cwd=layout.root, env=environment.child(layout), stdin=subprocess.DEVNULL,
+    env = {key: value for key, value in environment.child(layout).items() if key not in addresses.SECRETS} | naming.told_to_stages(layout)
+    child = subprocess.Popen(command(layout, name), cwd=layout.root, env=env, stdin=subprocess.DEVNULL,
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
                              process_group=0, preexec_fn=_die_with_parent)
     assert child.stdout is not None
@@ -187,11 +189,10 @@ def _words(ended: Ended, told: dict[str, Any]) -> str:
 
 def _failed(record: StageRecord, ended: Ended, told: dict[str, Any], log: Callable[[str], None]) -> State:
     record.state, record.exit_code, record.message = "failed", int(told.get("exit_code") or 1), _words(ended, told)
-    lines = [line for line in ended.last if line not in (record.message, f"{record.stage}: {record.message}")]
-    text = f"{record.stage}: {record.message}" + ("\nIts last lines:\n  " + "\n  ".join(lines) if lines else "")
-    log(text)
+    record.last_lines = list(ended.last)
+    log(f"{record.stage}: {record.message}")
     _listener.stage_ended(record)
-    return Failed(name="Blocked" if record.exit_code == 3 else "Failed", message=text, data=record)
+    return Failed(name="Blocked" if record.exit_code == 3 else "Failed", message=in_words(record), data=record)
 
 
 def carried(state: State) -> Any:

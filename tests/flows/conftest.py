@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,10 @@ import pytest
 
 from components import config as settings
 from components.layout import ROOT, Layout
-from components.operations import environment, processes, rest, services
+from components.operations import addresses, environment, processes, rest, services
+
+TOKEN = "token-that-nobody-may-see"
+ALERT_PATH = f"/alert/{TOKEN}"
 
 DVC_YAML = """\
 stages:
@@ -32,7 +38,7 @@ stages:
 
 # a stage as components/chain.py runs one: dies with its parent, holds the stage lock, writes its outcome
 FAKE_STAGE = '''
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
 from components import files
 from components.chain import die_with_parent
 from components.errors import UserError
@@ -44,8 +50,9 @@ die_with_parent()
 stop.install()
 layout = Layout()
 wish = pathlib.Path(f"{name}.txt").read_text().split()
+pathlib.Path("told.json").write_text(json.dumps({k: v for k, v in os.environ.items() if k.startswith("LMWORKS_")}))
 outcome = {"stage": name, "exit_code": 1, "message": "it ended without a word"}
-marker = layout.unclean / f"stage-{__import__('os').getpid()}.json"
+marker = layout.unclean / f"stage-{os.getpid()}.json"
 try:
     with files.lock(layout.stage_lock, what="a stage"):
         for n in range(1, 6):
@@ -110,12 +117,12 @@ class Checkout:
         (root / ".dvc").mkdir()
         shutil.copy(ROOT / ".dvc" / "config", root / ".dvc" / "config")
         (root / ".venv").symlink_to(ROOT / ".venv")
-        (root / "texts").mkdir()
-        (root / "texts" / "a.txt").write_text("A short text. 一段短文。\n" * 50)
+        (root / "语料").mkdir()
+        (root / "语料" / "a.txt").write_text("A short text. 一段短文。\n" * 50)
         (root / "records.jsonl").write_text('{"application": "classification", "prompt": "x", "answer": "y"}\n')
         flat = settings.flatten(settings.Config().model_dump(mode="json"))
         (root / "params.yaml").write_text(settings.render(settings.build(
-            flat | {"corpus.source": "texts", "corpus.records": "records.jsonl", "name": "mini"}, where="test")))
+            flat | {"corpus.source": "语料", "corpus.records": "records.jsonl", "name": "mini"}, where="test")))
         (root / "dvc.yaml").write_text(DVC_YAML)
         (root / "fake_stage.py").write_text(FAKE_STAGE)
         (root / "driver.py").write_text(DRIVER)
@@ -153,12 +160,15 @@ class Checkout:
             time.sleep(0.1)
         return {run["name"]: (run["state_type"], run["state_name"]) for run in runs}
 
+    def artifacts(self, flow_run_id: str) -> list[dict[str, Any]]:
+        return self.api().send("/artifacts/filter", {"flow_runs": {"id": {"any_": [flow_run_id]}}})
+
     def logs(self, flow_run: dict[str, Any]) -> list[str]:
         wanted = {"logs": {"flow_run_id": {"any_": [flow_run["id"]]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
         return [line["message"] for line in self.api().send("/logs/filter", wanted)]
 
-    def wait_for(self, condition: Any, what: str) -> None:
-        deadline = time.monotonic() + 120
+    def wait_for(self, condition: Any, what: str, within_s: float = 120) -> None:
+        deadline = time.monotonic() + within_s
         while not condition():
             assert time.monotonic() < deadline, what
             time.sleep(0.1)
@@ -176,10 +186,49 @@ class Checkout:
         return found
 
 
+@dataclass
+class Receiver:
+    """What an alert's or a ping's receiver on another machine would get."""
+
+    url: str
+    token: str = TOKEN
+    calls: list[tuple[str, str, str]] = field(default_factory=list)  # (method, path, body)
+
+    def pings(self) -> list[str]:
+        return [path for method, path, _ in self.calls if method == "GET"]
+
+    def alerts(self) -> list[dict[str, Any]]:
+        return [json.loads(body) for method, path, body in self.calls if (method, path) == ("POST", ALERT_PATH)]
+
+
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+def receiver() -> Iterator[Receiver]:
+    calls: list[tuple[str, str, str]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+            calls.append((self.command, self.path, body))
+            self.send_response(200)
+            self.end_headers()
+
+        do_GET = do_POST = answer
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing on the terminal."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield Receiver(f"http://127.0.0.1:{server.server_port}", calls=calls)
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Checkout]:
     for variable in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
         os.environ.pop(variable, None)
+    os.environ |= {addresses.ALERT_WEBHOOK: receiver.url + ALERT_PATH, addresses.PING_URL: f"{receiver.url}/ping/{TOKEN}"}
     root = tmp_path_factory.mktemp("checkout") / "a folder with 空格"
     root.mkdir()
     made = Checkout(root)
@@ -188,3 +237,5 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
         yield made
     finally:
         services.down(made.layout, force=True)
+        for variable in addresses.SECRETS:
+            os.environ.pop(variable, None)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from components import config as settings
 from components import files
 from components.layout import Layout
-from flows import artifact, chain, tasks
-from flows.records import RunResult, StageRecord
+from flows import artifact, chain, naming, tasks
+from flows.records import MAX_STATE_CHARS, RunResult, StageRecord, in_words
 
 pytestmark = pytest.mark.code
 
@@ -29,6 +33,58 @@ def test_a_blocked_run_shows_expectation_and_rows(tmp_path: Path):
     text = artifact.markdown(result, layout, {"MLflow": "http://127.0.0.1:1", "settings": "params.yaml"})
     assert text.startswith("# Blocked") and "坏.txt | 7 | empty" in text and "all is well" not in text
     assert "| clean | skipped |" in text and "[MLflow](http://127.0.0.1:1)" in text and "settings: `params.yaml`" in text
+
+
+def test_rows_set_aside_stand_at_the_end_some_of_each_expectation(tmp_path: Path):
+    layout = Layout(root=tmp_path)
+    rows = [{"source": "语料.jsonl", "row": n, "detail": "", "text": f"<script>{n}</script>"} for n in range(1, 13)]
+    files.write_json(layout.raw / "validation.json", {"suite": "raw", "results": [
+        {"name": "text_present", "severity": "quarantine", "success": False, "at_fault": 1200, "examples": rows},
+        {"name": "text_has_no_nul", "severity": "quarantine", "success": False, "at_fault": 1, "examples": rows[:1]},
+        {"name": "fine", "severity": "quarantine", "success": True, "at_fault": 0, "examples": []}]})
+    result = RunResult("Ready", "shards is done", 0, [StageRecord("ingest", "ran")])
+    text = artifact.markdown(result, layout, {"MLflow": "http://127.0.0.1:1"})
+    sections = [line for line in text.splitlines() if line.startswith("#")]
+    assert sections == ["# Ready", "## Stages", "## Look at", "## Quarantine: 1,201 rows set aside"]
+    assert text.count("语料.jsonl") == artifact.SAMPLE_ROWS and "| text\\_has\\_no\\_nul | 语料.jsonl | 1 |" in text and "<script>" not in text
+    result.stages = [StageRecord("ingest", "failed", exit_code=3)]
+    assert "## Quarantine" not in artifact.markdown(result, layout, {}), "of a blocked stage what lies there is of an earlier night"
+
+
+def test_the_message_of_a_failure_begins_with_the_reason_and_stays_short():
+    record = StageRecord("ingest", "failed", message="row 7 has no text", last_lines=["x" * 1500, "the line before", "ingest: row 7 has no text"])
+    assert in_words(record) == "ingest: row 7 has no text\nIts last lines:\n  the line before"
+    record.last_lines = [f"{n} {'数据' * 300}" for n in range(20)]
+    assert in_words(record).startswith("ingest: row 7 has no text") and len(in_words(record)) <= MAX_STATE_CHARS
+    record.message = "y" * 5000
+    assert len(in_words(record)) <= MAX_STATE_CHARS and "whole in the log" in in_words(record)
+
+
+def test_a_fresh_chain_asks_the_registry_once_and_releases_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from components.release import release
+
+    layout = Layout(root=tmp_path)
+    told = {"name": "语", "version": "3", "champion_version": "2", "run_id": "r", "verdict": "failed", "criteria": []}
+    files.write_json(layout.receipt, {"models": {"语": told}})
+    monkeypatch.setattr(release, "receipt_current", lambda *_: True)
+    monkeypatch.setattr(release, "release", lambda *_, **__: pytest.fail("nothing is released"))
+    state = chain.release_task.fn(settings.Config(), layout, True)
+    assert (state.name, tasks.carried(state)) == ("Cached", [told]) and "语: version 2 is champion" in state.message
+
+
+def test_a_runs_name_says_who_when_and_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    layout = Layout(root=tmp_path)
+    layout.params.write_text(settings.render(settings.build({"name": "corpus-3fa2bc", "corpus.source": "../我的语料.txt"}, where="test")))
+    layout.sources.write_text("corpus:\n  digest: 3f2a91aabb\n")
+    run = SimpleNamespace(created_by=SimpleNamespace(type="SCHEDULE", display_value="nightly"), start_time=None, deployment_id=None, name="x", tags=[])
+    monkeypatch.setattr(naming, "Layout", lambda: layout)
+    monkeypatch.setattr(naming, "_run", lambda: run)
+    assert re.fullmatch(r"corpus-3fa2bc nightly \d{4}-\d\d-\d\d \d\d:\d\d corpus 我的语料 3f2a91", naming.flow_run_name())
+    run.start_time, run.name = datetime.now(), "corpus-3fa2bc nightly 2026-11-24 21:50 corpus 我的语料 000000"
+    assert naming.flow_run_name() == "corpus-3fa2bc nightly 2026-11-24 21:50 corpus 我的语料 3f2a91", "a retry keeps the night's date"
+    layout.params.unlink()
+    run.start_time, run.created_by = None, None
+    assert re.fullmatch(r"lmworks \d{4}-\d\d-\d\d \d\d:\d\d corpus 3f2a91", naming.flow_run_name()), "broken settings are told by the run, not by its name"
 
 
 def test_selection_takes_both_ends_and_names_the_near_one():

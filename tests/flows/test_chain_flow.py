@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from components.operations import processes, rest, services, unclean
+from components.operations import addresses, processes, rest, services, unclean
 from flows import reconciler
 
 pytestmark = [pytest.mark.e2e]
@@ -28,7 +29,12 @@ def test_a_run_then_an_unchanged_one_then_one_restored(checkout: Any):
     assert told["events"] == ["start first", "ran first", "start second", "ran second"]
     assert told["lines"] == [f"{s}|{line}" for s in ("first", "second") for line in (*(f"{s} {n}/5 loss 3.21" for n in range(1, 6)), f"{s} says 你好")]
     run = checkout.last_flow_run()
-    assert run["name"].startswith("mini 20") and run["state_type"] == "COMPLETED" and run["state_name"] == "Ready"
+    assert re.fullmatch(r"mini \d{4}-\d\d-\d\d \d\d:\d\d corpus 语料 [0-9a-f]{6}", run["name"]), run["name"]
+    assert run["tags"] == ["lmworks", "mini", "tiny"]
+    told_to_stage = json.loads((checkout.root / "told.json").read_text())
+    assert told_to_stage["LMWORKS_FLOW_RUN"] == f"{services.address(checkout.layout, processes.PREFECT)}/runs/flow-run/{run['id']}"
+    assert not {"LMWORKS_DEPLOYMENT", *addresses.SECRETS} & set(told_to_stage), "no deployment, and no secret for a stage"
+    assert run["state_type"] == "COMPLETED" and run["state_name"] == "Ready"
     checkout.wait_for(lambda: "second says 你好" in checkout.logs(run), "the child's output is in the run's log")
     stored = checkout.logs(run)
     assert "first 5/5 loss 3.21" in stored and "first 3/5 loss 3.21" not in stored, "progress is thinned in the stored log"
@@ -76,7 +82,9 @@ def test_a_failure_carries_the_childs_words_and_stops_the_chain(checkout: Any):
     assert [s["state"] for s in told["stages"]] == ["failed", "skipped"]
     assert told["message"] == "row 7 of first.txt has no text; mend it"
     run = checkout.last_flow_run()
-    assert run["state_type"] == "FAILED" and "first: row 7" in run["state"]["message"]
+    assert run["state_type"] == "FAILED" and run["state"]["message"].startswith("first: row 7 of first.txt has no text; mend it\nIts last lines:\n")
+    assert "the line before the end" in run["state"]["message"], "the reason and what came before it, on the run's own page"
+    checkout.wait_for(lambda: "the line before the end" in checkout.logs(run), "and everything in the log")
     task = checkout.api().send("/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}, "task_runs": {"name": {"any_": ["first"]}}})[0]
     assert "the line before the end" in task["state"]["message"]
 

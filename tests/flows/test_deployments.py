@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from typing import Any
 
 import pytest
 
 from components import files
-from components.operations import environment, processes, rest, services
+from components.operations import environment, processes, rest, services, silence
 from flows import deployments
 
 pytestmark = [pytest.mark.e2e]
@@ -52,7 +53,16 @@ def test_up_is_idempotent_and_what_a_person_switched_on_stays_on(checkout: Any):
     checkout.api().send(f"/deployments/{kept['id']}/schedules/{kept['schedules'][0]['id']}", {"active": False}, method="PATCH")
 
 
-@pytest.mark.parametrize("bad", [{"from_stagee": "first"}, {"from_stage": "frist"}, {"release": "perhaps"}])
+def test_each_parameter_says_what_it_is_for(checkout: Any):
+    for name in ("lmworks-chain/chain", "lmworks-refresh/refresh", "lmworks-release/release"):
+        for parameter, shown in deployment(checkout, name)["parameter_openapi_schema"]["properties"].items():
+            assert len(shown["description"]) > 10, f"{name} {parameter}"
+    stages = deployment(checkout)["parameter_openapi_schema"]["properties"]["from_stage"]["anyOf"][0]["enum"]
+    assert stages == ["first", "second"], "a list to choose from"
+
+
+@pytest.mark.parametrize("bad", [{"from_stagee": "first"}, {"from_stage": "frist"}, {"release": "perhaps"}, {"wait_s": -1}, {"wait_s": 10**6},
+                                 {"from_stage": "second", "to_stage": "first"}])
 def test_a_parameter_that_is_none_is_refused_when_the_run_is_asked_for(checkout: Any, bad: dict[str, Any]):
     with pytest.raises(rest.Unreachable) as refused:
         ask(checkout, **bad)
@@ -68,15 +78,64 @@ def test_a_page_of_another_site_cannot_write(checkout: Any):
     assert refused.value.status == 403
 
 
-def test_a_triggered_run_is_the_same_chain_and_waits_for_the_lock(checkout: Any):
-    checkout.wish("second", "1")
-    run = ask(checkout, release=False)
+def ended(checkout: Any, run: str) -> tuple[str, str]:
     checkout.wait_for(lambda: state_of(checkout, run)[0] in ("COMPLETED", "FAILED", "CRASHED"), "the worker runs it")
-    assert state_of(checkout, run)[1] in ("Ready", "Nothing changed")
+    return state_of(checkout, run)
+
+
+def test_a_triggered_run_is_the_same_chain_and_waits_for_the_lock(checkout: Any, receiver: Any):
+    checkout.wish("second", "1 for a worker")
+    run = ask(checkout, release=False)
+    assert ended(checkout, run) == ("COMPLETED", "Ready")
+    found = checkout.api().get(f"/flow_runs/{run}")
+    assert re.fullmatch(r"mini chain \d{4}-\d\d-\d\d \d\d:\d\d corpus 语料 [0-9a-f]{6}", found["name"]), found["name"]
+    assert found["tags"] == ["chain", "lmworks", "mini", "tiny"]
+    assert json.loads((checkout.root / "told.json").read_text())["LMWORKS_DEPLOYMENT"] == "chain"
+    before = len(receiver.pings())
+    run = ask(checkout, release=False)
+    assert ended(checkout, run) == ("COMPLETED", "Nothing changed")
+    checkout.wait_for(lambda: silence.read(checkout.layout)["last"]["flow_run"].endswith(run), "the end is written down")
+    green = silence.read(checkout.layout)["last_green"]
+    assert (green["verdict"], green["deployment"], green["green"]) == ("Nothing changed", "chain", True)
+    checkout.wait_for(lambda: receiver.pings()[before:] == [f"/ping/{receiver.token}"], "an outside monitor hears of it")
     with files.lock(checkout.layout.run_lock, what="a run"):
         run = ask(checkout, release=False, wait_s=0)
-        checkout.wait_for(lambda: state_of(checkout, run)[0] in ("COMPLETED", "FAILED", "CRASHED"), "the worker runs it")
-    assert state_of(checkout, run) == ("COMPLETED", "Skipped")
+        assert ended(checkout, run) == ("COMPLETED", "Skipped")
+    checkout.wait_for(lambda: silence.read(checkout.layout)["last"]["verdict"] == "Skipped", "the end is written down")
+    assert silence.read(checkout.layout)["last_green"] == green and len(receiver.pings()) == before + 1, "a skipped run proves nothing"
+
+
+def retry(checkout: Any, run: str, force: bool) -> tuple[str, str]:
+    """What the button sends: with force in one of Prefect's two pages, without in the other. Returns how the run ended."""
+    checkout.api().send(f"/flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}, "force": force})
+    return ended(checkout, run)
+
+
+def test_retry_in_the_page_goes_on_at_the_failed_stage(checkout: Any, receiver: Any):
+    checkout.wish("first", "1 before a retry")
+    checkout.wish("second", "fail")
+    pings, alerts = len(receiver.pings()), len(receiver.alerts())
+    run = ask(checkout, release=False)
+    assert ended(checkout, run) == ("FAILED", "Failed")
+    failed = checkout.api().get(f"/flow_runs/{run}")
+    assert failed["state"]["message"].startswith("second: row 7 of first.txt has no text; mend it\nIts last lines:\n")
+    shown, = checkout.artifacts(run)
+    assert shown["data"].startswith("# Failed") and "| first | ran |" in shown["data"]
+    checkout.wait_for(lambda: len(receiver.alerts()) > alerts, "the webhook is called")
+    alert = receiver.alerts()[-1]
+    assert (alert["run"], alert["deployment"], alert["state"]) == (failed["name"], "chain", "Failed")
+    assert alert["reason"] == "second: row 7 of first.txt has no text; mend it", "what the stage said before stays here"
+    assert alert["url"] == f"{services.address(checkout.layout, processes.PREFECT)}/runs/flow-run/{run}" and alert["url"] in alert["text"]
+
+    assert retry(checkout, run, force=False) == ("FAILED", "Failed"), "nothing was mended"
+    checkout.wish("second", "mended")
+    assert retry(checkout, run, force=True) == ("COMPLETED", "Ready")
+    assert checkout.api().get(f"/flow_runs/{run}")["name"] == failed["name"], "the night keeps its date"
+    shown, = checkout.artifacts(run)
+    assert shown["data"].startswith("# Ready") and "| first | cached |" in shown["data"] and "| second | ran |" in shown["data"]
+    runs = checkout.api().send("/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}, "task_runs": {"name": {"any_": ["first"]}}})
+    assert ("COMPLETED", "Cached") in {(task["state_type"], task["state_name"]) for task in runs}
+    checkout.wait_for(lambda: receiver.pings()[pings:] == [f"/ping/{receiver.token}{end}" for end in ("/fail", "/fail", "")], "two red ends, then a green one")
 
 
 @pytest.mark.slow
