@@ -58,6 +58,13 @@ def rows(evaluation: dict[str, Any], kind: str) -> Iterator[Row]:
                           baselines, True, part["records"])
 
 
+def headlines(evaluation: dict[str, Any]) -> list[str]:
+    """The keys of metrics.json that say most: bits per byte by language, then the headline of each application and language."""
+    scored = [f"eval/{part['headline']}_{application}_{code}" for application, by_language in sorted(evaluation["applications"].items())
+              for code, part in sorted(by_language.items())]
+    return [f"eval/bits_per_byte_{code}" for code in sorted(evaluation["language_modelling"])] + scored
+
+
 def _triple(spread: dict[str, float]) -> tuple[float, float, float]:
     return spread["value"], spread.get("low", spread["value"]), spread.get("high", spread["value"])
 

@@ -18,7 +18,19 @@ from components.config import Config
 from components.errors import Damaged, UserError
 from components.layout import Layout
 from components.operations import rest
-from components.release import card, champion, evidence, gates, lineage, package, registry
+from components.release import (
+    card,
+    champion,
+    datasets,
+    evidence,
+    gates,
+    judged_items,
+    lineage,
+    package,
+    registry,
+    run_note,
+    views,
+)
 from components.release.lineage import Subject
 from components.reporting import say as say_line
 
@@ -74,6 +86,8 @@ def release(config: Config, layout: Layout, *, say: Say = say_line) -> list[Deci
         experiment = lineage.experiment_id(client, config.name)
         for subject in lineage.subjects(config, layout):
             decisions.append(release_one(client, experiment, subject, config, layout, checked, decisions, say))
+        shown = evidence.headlines(files.read_json(layout.evaluation / "evaluation.json"))
+        views.ship(client, experiment, {decision.name: decision.run_id for decision in decisions}, shown)
     except MlflowException as error:
         raise rest.Unreachable(f"MLflow at {registry.address(layout)} went away or refused a call: {' '.join(str(error).split())[:300]}. "
                                "What was promoted before stays so. Look at `lmworks status`, then run again: lmworks run") from error
@@ -103,7 +117,7 @@ def verified_files(layout: Layout) -> tuple[str | None, int]:
 
 def release_one(client: Any, experiment: str, subject: Subject, config: Config, layout: Layout, checked: tuple[str | None, int],
                 earlier: list[Decision], say: Say) -> Decision:
-    run_id = lineage.training_run(client, experiment, subject)
+    run_id = lineage.training_run(client, experiment, subject, config, layout, say)
     lineage.copy_in(client, run_id, subject, config, layout)
     version = registry.find_version(client, subject.name, subject.weights_sha256, subject.evaluation_sha256)
     if version is not None and not package.is_sound(version.source, json.loads(version.tags[registry.FILES]), subject.name, layout):
@@ -115,6 +129,7 @@ def release_one(client: Any, experiment: str, subject: Subject, config: Config, 
         registry.ensure_registered(client, subject.name, config, card.headline(subject, config))
         version = registry.register(client, subject.name, model_id, run_id, expected, weights_sha256=subject.weights_sha256,
                                     evaluation_sha256=subject.evaluation_sha256, data_digest=lineage.data_digest(layout))
+    datasets.measure(client, run_id, subject.kind, layout, registry.model_id(version))
     criteria: list[gates.Criterion] = []
 
     def judge(current: Any | None) -> tuple[bool, str]:
@@ -129,6 +144,7 @@ def release_one(client: Any, experiment: str, subject: Subject, config: Config, 
         verdict="passed" if moved else "failed", champion_version=str(version.version) if moved else current and str(current.version),
         run_id=run_id, criteria=list(criteria))
     say(sentence(decision))
+    judged_items.judge(client, experiment, subject, registry.model_id(version), layout, say)
     return decision
 
 
@@ -163,6 +179,7 @@ def record(client: Any, run_id: str, subject: Subject, version: Any, current: An
                                      f"{'yes' if criterion.passed else 'no'}: {criterion.sentence}"[:MAX_TAG_CHARS])
     client.set_model_version_tag(name, number, registry.VERDICT, "passed" if passed else "failed")
     client.update_model_version(name, number, card.description(subject, config, criteria, unpromoted_base))
+    run_note.write(client, run_id, subject, number, criteria, config, layout, registry.address(layout))
     candidate = registry.aliased(client, name, "candidate")
     if candidate is None or str(candidate.version) != number:
         client.set_registered_model_alias(name, "candidate", number)

@@ -42,7 +42,7 @@ def test_the_first_run_of_the_same_weights_is_the_one_that_trained_them(mlflow_u
     tags = {registry.WEIGHTS: subject.weights_sha256, "lmworks.stage": "pretrain"}
     first = client.create_run(experiment, start_time=1000, tags=tags).info.run_id
     client.create_run(experiment, start_time=2000, tags=tags)
-    assert lineage.training_run(client, experiment, subject) == first
+    assert lineage.training_run(client, experiment, subject, config, layout, print) == first
 
 
 def test_B6_the_uncommitted_difference_leaves_out_what_holds_secrets(tmp_path: Path):

@@ -1,0 +1,46 @@
+"""What the page of a training run says once its model was judged: the verdict first, then why, how good, and where to look on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components import files, provenance
+from components.config import Config
+from components.layout import Layout
+from components.markdown import code, escape, link
+from components.release import card, gates
+from components.release.lineage import DATA_PAGE, Subject
+from components.spool import NOTE
+
+VERDICT = "lmworks.verdict"
+
+
+def write(client: Any, run_id: str, subject: Subject, version: str, criteria: list[gates.Criterion], config: Config, layout: Layout, address: str) -> None:
+    """The run's description and its tag `lmworks.verdict`; `address` is the MLflow server's, for links that work in its page."""
+    run = client.get_run(run_id)
+    verdict = "passed" if gates.passes(criteria) else "failed"
+    text = describe(run, subject, version, criteria, config, files.read_json(layout.evaluation / "evaluation.json"), address)
+    for key, value in {NOTE: text, VERDICT: verdict}.items():
+        if run.data.tags.get(key) != value:
+            client.set_tag(run_id, key, value)
+
+
+def describe(run: Any, subject: Subject, version: str, criteria: list[gates.Criterion], config: Config, evaluation: dict[str, Any], address: str) -> str:
+    """Markdown. Everything that users wrote is escaped."""
+    passed = gates.passes(criteria)
+    registered = link(f"version {version} of {subject.name}", f"{address}/#/models/{subject.name}/versions/{version}")
+    verdict = f"**Passed its gate** as {registered}." if passed else f"**Did not pass its gate**: {registered} stays a candidate."
+    reasons = "\n".join(f"- {'yes' if criterion.passed else '**no**'}, {code(criterion.criterion)}: {escape(criterion.sentence)}" for criterion in criteria)
+    return "\n\n".join([verdict, reasons, escape(card.headline(subject, config)), card.evaluation_table(subject, evaluation), " · ".join(_links(run, address))])
+
+
+def _links(run: Any, address: str) -> list[str]:
+    page = f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts"
+    tags = run.data.tags
+    found = [link("Evaluation", f"{page}/evaluation/report.html")]
+    if DATA_PAGE in tags:
+        found.append(link("Data and its validation", f"{page}/{tags[DATA_PAGE]}"))
+    found.append(link("Settings", f"{page}/settings/params.yaml"))
+    if prefect := tags.get(provenance.PREFECT_RUN):
+        found.append(link("The run in Prefect", prefect))
+    return found
