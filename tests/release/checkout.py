@@ -80,7 +80,10 @@ def evaluate(layout: Layout, config: Config, *, unigram_above: float = 1.0, majo
     models = {kind: {"weights_sha256": files.weights_sha256(folder / "model")} for kind, folder in (("base", layout.pretrained), ("instruct", layout.finetuned))}
     files.write_json(out / "evaluation.json", {"models": models, "language_modelling": modelling, "applications": applications})
     files.write_json(out / "metrics.json", {"eval/bits_per_byte_zh": modelling["zh"]["model"]["bits_per_byte"]["value"], "eval/f1_classification_zh": .4})
-    files.write_json(out / "samples.json", [])
+    files.write_json(out / "samples.json", {
+        "continuations": [{"language": "zh", "document": "0", "prompt": "房间", "temperature": 0.7, "text": "很干净。"}],
+        "answers": [{"application": "classification", "language": "zh", "id": "4", "prompt": "价格也贵。", "metric": "accuracy", "expected": "neg",
+                     "answer": "pos", "value": 0.0}]})
     files.write_atomic(out / "report.html", "<!doctype html><title>report</title>")
     files.write_manifest(out)
 
