@@ -194,7 +194,9 @@ def _experiment_id(url: str, name: str) -> str:
     """The experiment NAME, made if it is new. One that a person deleted is brought back: MLflow lets no other have its name."""
     found = call(url, "GET", f"experiments/get-by-name?experiment_name={urllib.parse.quote(name)}")
     if not found:
-        return call(url, "POST", "experiments/create", {"name": name})["experiment_id"]
+        # of this kind, or the page takes it for one of agents and hides the runs
+        kind = {"key": "mlflow.experimentKind", "value": "custom_model_development"}
+        return call(url, "POST", "experiments/create", {"name": name, "tags": [kind]})["experiment_id"]
     experiment = found["experiment"]
     if experiment.get("lifecycle_stage") == "deleted":
         call(url, "POST", "experiments/restore", {"experiment_id": experiment["experiment_id"]})

@@ -53,7 +53,7 @@ def description(about: dict[str, Any], status: str, error: str = "") -> str:
     state = f"**Failed.** {markdown.escape(error)}" if status == "FAILED" else SO_FAR[status]
     facts = {"Preset": tags.get("lmworks.preset"), "corpus": tags.get("lmworks.corpus_digest"), "branch": tags.get("lmworks.git_branch"),
              "commit": tags.get("mlflow.source.git.commit", "")[:10], "on": tags.get("lmworks.processor")}
-    lines = [state, markdown.escape(about["name"]) + ". " + ", ".join(f"{what} {markdown.code(value)}" for what, value in facts.items() if value)]
+    lines = [state, ", ".join(f"{what} {markdown.code(value)}" for what, value in facts.items() if value)]
     if address := tags.get(provenance.PREFECT_RUN):
         lines.append(markdown.link("The run in Prefect", address))
     return "\n\n".join(lines)
