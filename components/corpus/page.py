@@ -1,4 +1,4 @@
-"""How pages about data look: colours, signs, escaping. A page opens offline, runs no script and prints.
+"""How pages about data look: colours, signs, escaping. A page opens offline, loads nothing and prints.
 
 What a result is stands there three times: as a word, as a sign and as a colour. The colours are those of
 Okabe and Ito, which colour-blind people can tell apart; a test computes their contrast and their distance.
@@ -6,6 +6,8 @@ Okabe and Ito, which colour-blind people can tell apart; a test computes their c
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import re
 from collections.abc import Iterable, Sequence
@@ -78,6 +80,13 @@ thead{display:table-header-group}.scroll{overflow:visible}a{color:inherit;text-d
 """
 
 
+# MLflow shows a page in a frame that may not go anywhere, not even to a heading of its own: there, and only there, a click
+# on such a link scrolls. The policy lets this one script run, by its hash, and no other.
+FOLLOW_LINKS = """\
+if(location.protocol==="blob:")addEventListener("click",e=>{const a=e.target.closest("a[href^='#']"),\
+t=a&&document.getElementById(a.getAttribute("href").slice(1));if(t){e.preventDefault();t.scrollIntoView();t.tabIndex=-1;t.focus({preventScroll:true})}})"""
+
+
 class Html(str):
     """Markup that was made here. Every other value is escaped where it is put into a page."""
 
@@ -142,11 +151,18 @@ def contents(entries: Iterable[tuple[str, str]]) -> Html:
     return Html(f'<nav aria-label="On this page"><ul>{links}</ul></nav>')
 
 
+def policy() -> Html:
+    """The tags that let a page load nothing and run FOLLOW_LINKS alone."""
+    digest = base64.b64encode(hashlib.sha256(FOLLOW_LINKS.encode()).digest()).decode()
+    return Html(f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src \'unsafe-inline\'; script-src \'sha256-{digest}\'">\n'
+                f"<script>{FOLLOW_LINKS}</script>")
+
+
 def page(title: str, body: str) -> str:
-    """The whole document. Its policy lets nothing be loaded and nothing be run."""
+    """The whole document."""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+{policy()}
 <title>{shown(title)}</title><style>
 {style()}</style></head><body>
 {body}

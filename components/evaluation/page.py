@@ -6,6 +6,7 @@ PAGE = """\
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+{{ policy | safe }}
 <title>Evaluation of {{ name }}</title>
 <style>
 :root { --ink: #222; --quiet: #5f6670; --line: #d9dde2; --model: #0072B2; --wash: #f5f7f9; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from components.corpus.page import policy
 from components.evaluation.charts import Bar, Line, bars, lines
 from components.evaluation.page import PAGE
 from components.evaluation.summary import LANGUAGES, METRIC_NAMES, SCORERS
@@ -22,6 +23,7 @@ def render(
     environment = Environment(autoescape=True, trim_blocks=False)
     return environment.from_string(PAGE).render(
         name=name,
+        policy=policy(),
         subtitle=_subtitle(evaluation),
         confidence=f"{settings['confidence']:.0%}",
         bootstrap_samples=f"{settings['bootstrap_samples']:,}",
