@@ -114,7 +114,7 @@ def show_code(code: dict[str, list[dict[str, Any]]] | None, out: Console) -> Non
     """Commit first; then the files that stages depend on, and versions of packages that decide results."""
     if code is None:
         return
-    lines = [f"{'commit' if row['what'] == 'commit' else 'uncommitted changes'} {_short(row['a'])} -> {_short(row['b'])}" for row in code["git"]]
+    lines = [f"{'commit' if row['what'] == 'commit' else 'uncommitted code'} {_short(row['a'])} -> {_short(row['b'])}" for row in code["git"]]
     paths = [row["path"] for row in code["files"]]
     if paths:
         more = f" and {len(paths) - MAX_FILES} more" if len(paths) > MAX_FILES else ""
@@ -125,12 +125,12 @@ def show_code(code: dict[str, list[dict[str, Any]]] | None, out: Console) -> Non
     tables.fact(out, "code", *(lines or ["the same"]))
 
 
-def _figure(row: dict[str, Any], side: str) -> Text:
-    """`2.007 1.951-2.060`, with a star where it is the better of the two."""
+def _figure(row: dict[str, Any], side: str, comparable: bool) -> Text:
+    """`2.007 1.951-2.060`, with a star where it is the better of the two on the same test texts."""
     figure = row[side]
     if figure is None:
         return Text("")
-    better = _better(row) == side
+    better = comparable and _better(row) == side
     return Text(f"{figure['value']:.3f} {figure['low']:.3f}-{figure['high']:.3f}{'*' if better else ''}", style="green" if better else "")
 
 
@@ -145,11 +145,14 @@ def show_scores(told: dict[str, Any], out: Console) -> None:
     """Every figure of both sides with its interval; below, what was measured on the same items."""
     if told["scores"]:
         out.print()
-        rows = [tables.Row([row["what"], row["language"], _figure(row, "a"), _figure(row, "b")]) for row in told["scores"]]
-        tables.table(out, ["test split, * better", "", "A, interval", "B, interval"], rows)
+        same = told["same_test_texts"]
+        rows = [tables.Row([row["what"], row["language"], _figure(row, "a", same), _figure(row, "b", same)]) for row in told["scores"]]
+        tables.table(out, ["test split, * better" if same else "test split of each", "", "A, interval", "B, interval"], rows)
         out.print()
+        if not same:
+            tables.fact(out, "scores", "the two were not judged on the same test texts, so these figures do not say which is better")
     paired = told["paired"]
     if paired:
         tables.fact(out, "paired", f"version {paired['challenger']} minus version {paired['champion']} on the same items, as the gate measured it: {paired['sentence']}")
-    elif told["scores"] and not told["same_weights"]:
+    elif told["scores"] and told["same_test_texts"] and not told["same_weights"]:
         tables.fact(out, "paired", "no gate compared these two on the same items; two intervals that overlap decide nothing")

@@ -187,7 +187,8 @@ def _champions(told: dict[str, Any]) -> list[str | Text]:
         weights = f", weights {model['weights_sha256'][:12]}" if model["weights_sha256"] else ""
         gate = {True: Text(", gated", style="green"), False: Text(f", not gated: {tables.plain(model['note'] or 'its gate said no')}", style="bold red"),
                 None: Text(f", {tables.plain(model['note'])}" if model["note"] else "")}[model["gated"]]
-        lines.append(Text.assemble(f"{name}  version {model['version']}{weights}", gate))
+        newer = f"; candidate is version {model['candidate']}" if model["candidate"] not in (None, model["version"]) else ""
+        lines.append(Text.assemble(f"{name}  version {model['version']}{weights}", gate, newer))
     if told["source"] == "receipt":
         lines.append(f"{'as the last release left them' if lines else 'not known'}: {told['problem']}")
     return lines or ["no model is registered yet"]

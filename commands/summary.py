@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from commands import display
+from commands import display, tables
 from components import chain, files
 from components.config import Config
 from components.layout import Layout
@@ -90,7 +90,7 @@ def gates(result: Any, out: Console) -> None:
                                 f", candidate, {champion}"))
         for criterion in told["criteria"]:
             mark, style = ("✓", "green") if criterion["passed"] else ("✗", "red")
-            out.print(Text.assemble((f"  {mark} ", style), f"{criterion['criterion']}: {criterion['sentence']}"))
+            tables.paragraph(out, f"{criterion['criterion']}: {criterion['sentence']}", indent=4, first=Text(f"  {mark} ", style=style))
 
 
 def next_commands(config: Config, layout: Layout, result: Any) -> list[tuple[str, str]]:
@@ -101,14 +101,16 @@ def next_commands(config: Config, layout: Layout, result: Any) -> list[tuple[str
     champions = [d["name"] for d in told if d["champion_version"]]
     bin_ = ".venv/bin/"
     lines = []
+    # a beginning that the model has seen the like of
+    prompt = shlex.quote("The king" if "en" in files.read_json(layout.evaluation / "evaluation.json")["language_modelling"] else "这里的")
     if config.name in champions:
-        lines.append((f"{bin_}lmworks generate {shlex.quote('The king')} --max-new-tokens 40", "ask the champion"))
+        lines.append((f"{bin_}lmworks generate {prompt} --max-new-tokens 40", "ask the champion"))
     if f"{config.name}-instruct" in champions:
         lines.append((f"{bin_}lmworks generate --instruct {shlex.quote('你好')}", "ask the fine-tuned champion"))
     for d in told:
         if not d["champion_version"]:
             instruct = "--instruct " if d["name"].endswith("-instruct") else ""
-            lines.append((f"{bin_}lmworks generate {instruct}{shlex.quote('你好' if instruct else 'The king')} --version {d['version']}",
+            lines.append((f"{bin_}lmworks generate {instruct}{shlex.quote('你好') if instruct else prompt} --version {d['version']}",
                           f"ask {d['name']} all the same, though its gate said no"))
     if any(d["champion_version"] not in (None, d["version"]) for d in told if d["name"] == config.name):
         lines.append((f"{bin_}lmworks diff champion candidate", "what changed against the champion"))

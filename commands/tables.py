@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from rich.cells import set_cell_size
 from rich.console import Console
 from rich.text import Text
 
@@ -61,16 +60,17 @@ def _line(cells: list[Text], widths: list[int], right: Sequence[int]) -> Text:
     return line
 
 
-def paragraph(out: Console, value: Shown, *, indent: int = 0, first: str = "") -> None:
+def paragraph(out: Console, value: Shown, *, indent: int = 0, first: Shown = "") -> None:
     """A sentence below its indentation on every line; `first` takes the place of the first one. An address stays whole."""
+    label = _text(first)
     text = _text(value)
     room = max(out.width - indent, MIN_FLEXIBLE)
     lines: Iterable[Text] = [text] if "://" in text.plain else text.wrap(out, room)
     for n, line in enumerate(lines):
         line = line.copy()
         line.rstrip()
-        lead = set_cell_size(first, indent) if n == 0 and first else " " * indent
-        out.print(Text(lead) + line, soft_wrap=True)
+        lead = label if n == 0 else Text("")
+        out.print(Text.assemble(lead, " " * (indent - lead.cell_len), line), soft_wrap=True)
 
 
 def fact(out: Console, label: str, *values: Shown) -> None:

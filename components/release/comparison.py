@@ -20,6 +20,8 @@ from components.release.registry import EVALUATION, REASON, VERDICT, WEIGHTS
 
 SOURCES = "lmworks.sources."
 PROFILE = re.compile(r"^(documents|tokens|bytes)_(\w+)$")  # a figure of a language in the profile of a dataset
+CHOOSING = ("corpus.", "cleaning.", "splits.", "validation.")  # settings that decide which texts are held out
+NOT_CODE = (b" b/params.yaml", b" b/sources.yaml", b" b/dvc.lock")  # how the head of their part of a `git diff` ends
 AGAINST = re.compile(r"\bchampion version (\d+)\b")  # how a gate names what it judged against
 
 
@@ -53,7 +55,7 @@ def _there_is(name: str, found: list[dict[str, Any]]) -> str:
     versions = sorted(int(version["version"]) for version in model["versions"])
     named = ", ".join(f"{alias} is {number}" for alias, number in sorted(model["aliases"].items()))
     numbers = ", ".join(map(str, versions)) if len(versions) <= 20 else f"{versions[0]} to {versions[-1]}"
-    return f"{name} has versions {numbers or 'none'}" + (f" ({named})" if named else "")
+    return f"{name} has version{'s' if len(versions) > 1 else ''} {numbers or 'none'}" + (f" ({named})" if named else "")
 
 
 # --- one version ---------------------------------------------------------------------------------
@@ -171,23 +173,31 @@ def _code(run: dict[str, Any], stored: _Stored) -> dict[str, Any]:
     for stage in (lock.get("stages") or {}).values():
         code |= {dep["path"]: str(dep.get("md5")) for dep in stage.get("deps") or [] if dep["path"].endswith(".py")}
         versions |= {package: str(version) for package, version in ((stage.get("params") or {}).get("versions.yaml") or {}).items()}
-    difference = stored.get("settings/uncommitted.diff") if tags.get("lmworks.uncommitted") == "true" else None
-    return {"commit": tags.get("mlflow.source.git.commit"), "uncommitted": None if difference is None else files.sha256_bytes(difference)[:12], "files": code, "versions": versions}
+    difference = code_part(stored.get("settings/uncommitted.diff") or b"") if tags.get("lmworks.uncommitted") == "true" else b""
+    return {"commit": tags.get("mlflow.source.git.commit"), "uncommitted": files.sha256_bytes(difference)[:12] if difference else None,
+            "files": code, "versions": versions}
+
+
+def code_part(difference: bytes) -> bytes:
+    """A `git diff` without the files that settings and data are told by: every run changes those."""
+    parts = re.split(rb"(?m)^(?=diff --git )", difference)
+    return b"".join(part for part in parts if part and not part.partition(b"\n")[0].endswith(NOT_CODE))
 
 
 # --- two versions --------------------------------------------------------------------------------
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """What differs: {"a", "b", "same", "same_weights", "settings", "data", "code", "scores", "paired", "unknown"}.
+    """What differs: {"a", "b", "same", "same_weights", "settings", "data", "code", "scores", "same_test_texts", "paired", "unknown"}.
 
-    Each difference is a dict with what differs and the values "a" and "b" (None: not there). `scores` holds equal ones too.
+    Each difference is a dict with what differs and the values "a" and "b" (None: not there). `scores` holds equal ones too; where
+    `same_test_texts` is not true they are not of the same items, so neither is better.
     A part that one of the two does not know is None, and `unknown` says why.
     """
     told = {
         "a": _head(a), "b": _head(b), "same_weights": a["weights_sha256"] is not None and a["weights_sha256"] == b["weights_sha256"],
         "settings": _both(a, b, "settings", lambda x, y: _different(x, y, "key")),
         "data": _both(a, b, "data", _data_differences), "code": _both(a, b, "code", _code_differences),
-        "scores": _both(a, b, "scores", _scores), "paired": _paired(a, b),
+        "scores": _both(a, b, "scores", _scores), "same_test_texts": _same_test_texts(a, b), "paired": _paired(a, b),
         "unknown": [f"{side['name']}/{side['version']}: {why}" for side in (a, b) for why in side["unknown"]]}
     parts = [told["settings"], *(told["data"] or {"": None}).values(), *(told["code"] or {"": None}).values()]
     told["same"] = told["same_weights"] and told["scores"] is not None and all(part == [] for part in parts) and all(
@@ -236,6 +246,16 @@ def _scores(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> list[dict[str, 
     ours, theirs = keyed(a), keyed(b)
     return [{"what": key[0], "language": key[1], "higher_is_better": (ours.get(key) or theirs[key])["higher_is_better"],
              "a": figure(ours.get(key)), "b": figure(theirs.get(key))} for key in {**ours, **theirs}]
+
+
+def _same_test_texts(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether both were judged on the same documents and records, as far as sources, counts and the settings that choose them say."""
+    def chosen(side: dict[str, Any]) -> Any:
+        test = {language: (counts.get("documents"), counts.get("bytes")) for language, counts in side["data"]["splits"].get("test", {}).items()}
+        digests = {what: digest for what, digest in side["data"]["digests"].items() if what in ("corpus", "records")}
+        return test, digests, {key: value for key, value in side["settings"].items() if key.startswith(CHOOSING)}
+
+    return all(side["data"] is not None and side["settings"] is not None for side in (a, b)) and chosen(a) == chosen(b)
 
 
 def _paired(a: dict[str, Any], b: dict[str, Any]) -> dict[str, str] | None:

@@ -29,7 +29,7 @@ def test_a_version_is_named_in_every_usual_way(text: str, meant: tuple[str, str]
 
 @pytest.mark.parametrize(("text", "words"), [
     ("2", "tiny has versions 1, 3 (candidate is 3, champion is 1)"), ("tiny/9", "tiny has versions 1, 3"), ("tiny@best", "no such version"),
-    ("tiny-instruct@champion", "tiny-instruct has versions 1"), ("other/1", "There are: tiny, tiny-instruct"), ("tiny", "which version of it?"),
+    ("tiny-instruct@champion", "tiny-instruct has version 1"), ("other/1", "There are: tiny, tiny-instruct"), ("tiny", "which version of it?"),
     ("", "no such version"), ("tiny/", "no such version"), ("x'; --", "no such version"), ("模型/1", "no model '模型' is registered")])
 def test_what_is_not_there_is_one_error_that_lists_what_is(text: str, words: str):
     with pytest.raises(UserError, match="(?s).*") as error:
@@ -72,8 +72,8 @@ def test_what_differs_is_named_with_both_values():
     assert not told["same"] and told["settings"] == [{"key": "model.n_layer", "a": None, "b": 4}, {"key": "training.steps", "a": 240, "b": 250}]
     text = shown(told)
     for part in ("training.steps: 240 -> 250", "model.n_layer: not set -> 4", "corpus cccccccccccc -> eeeeeeeeeeee", "10 -> 12 (+2)", "100 -> 120 (+20)",
-                 "commit aaaaaaaaaaaa -> bbbbbbbbbbbb", "uncommitted changes none -> 0123456789ab", "components/training/loop.py", "torch: 2.13.0 -> 2.14.0",
-                 "2.007 1.900-2.100", "1.900 1.800-2.000*", "version 2 minus version 1", "-0.1070 [-0.1200, -0.0900]"):
+                 "commit aaaaaaaaaaaa -> bbbbbbbbbbbb", "uncommitted code none -> 0123456789ab", "components/training/loop.py", "torch: 2.13.0 -> 2.14.0",
+                 "2.007 1.900-2.100", "1.900 1.800-2.000", "version 2 minus version 1", "-0.1070 [-0.1200, -0.0900]"):
         assert part in " ".join(text.split()), (part, text)
     assert max(cell_len(line) for line in text.splitlines() if "://" not in line) <= 80, text
     assert comparison.compare(other, side("1"))["paired"] == {**told["paired"]}, "whichever way round it is asked"
@@ -92,3 +92,18 @@ def test_a_part_that_one_side_lacks_is_not_compared_but_named():
     assert "not known   tiny/2: the run that trained it is gone" in shown(told)
     # the same weights, but nobody knows the settings: that is not "no difference"
     assert not comparison.compare(side("1"), gone | {"weights_sha256": "1" * 64})["same"]
+
+
+def test_settings_that_are_not_committed_are_no_change_of_code():
+    settings, code = b"diff --git a/params.yaml b/params.yaml\n-steps: 1\n+steps: 2\n", b"diff --git a/x.py b/x.py\n+diff --git is a word\n"
+    assert comparison.code_part(settings) == b"" and comparison.code_part(settings + code + settings) == code
+
+
+def test_figures_of_other_test_texts_are_not_called_better():
+    other = side("2")
+    other["scores"][1]["value"] = 1.5
+    assert "1.500 1.900-2.100*" in shown(comparison.compare(side("1"), other))
+    other["data"]["digests"]["corpus"] = "e" * 64
+    told = comparison.compare(side("1"), other)
+    text = " ".join(shown(told).split())
+    assert told["same_test_texts"] is False and "1.500 1.900-2.100*" not in text and "do not say which is better" in text

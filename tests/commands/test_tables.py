@@ -70,3 +70,9 @@ def test_NO_COLOR_is_obeyed_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
 def test_durations_and_moments_in_words():
     assert [tables.duration(s) for s in (None, 4, 99, 192, 7200, 200_000)] == ["", "4 s", "99 s", "3.2 min", "2.0 h", "2 d"]
     assert tables.moment(None) == "" and tables.unix_time("nonsense") is None and tables.unix_time("1970-01-01T00:01:00Z") == 60
+
+
+def test_a_mark_before_a_paragraph_keeps_its_colour_to_itself():
+    out = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=80, no_color=False)
+    tables.paragraph(out, "words", indent=4, first=Text("  ✗ ", style="red"))
+    assert out.file.getvalue() == "\x1b[31m  ✗ \x1b[0mwords\n"
