@@ -71,7 +71,7 @@ th,td{text-align:left;padding:.35rem .7rem;border-bottom:1px solid var(--line);v
 th{background:var(--wash);font-weight:600}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 td.t{overflow-wrap:anywhere;white-space:pre-wrap;min-width:9rem}
-code{font-size:.92em;overflow-wrap:anywhere}
+code{font-size:.92em;overflow-wrap:break-word}
 figure{margin:.8rem 0}figure svg{width:100%;max-width:46rem;height:auto}
 svg text{fill:var(--ink)}svg .grid{stroke:var(--line)}
 summary{cursor:pointer}

@@ -62,9 +62,9 @@ def _finding(result: dict[str, Any], anchor: str, level: int) -> str:
     """One expectation that failed, in words, with up to ten rows at fault beside it."""
     found = f"{result['at_fault']:,} of {result['checked']:,} rows are at fault." if result["state"] == "failed" and result["checked"] > 1 else ""
     said = " ".join(filter(None, [found, _sentence(result["detail"]), _sentence(result["advice"])]))
-    rows = [[e["source"], e["row"], e["detail"], e["text"]] for e in result["examples"]]
+    rows = [[e["source"], Html(e["row"]), e["detail"], e["text"]] for e in result["examples"]]  # a number to look up: no thousands marked
     shows = f"The first {len(rows)} of {result['at_fault']:,} rows at fault" if result["at_fault"] > len(rows) else "The rows at fault"
-    examples = table(f"{shows}: {result['name']}", ["source", "row", "what is wrong", "text"], rows, ("row",)) if rows else ""
+    examples = table(f"{shows}: {result['name']}", ["source", "row", "what is wrong", "text"], rows) if rows else ""
     return (f'<h{level} id="{shown(anchor)}">{badge(kind_of(result))} {shown(result["sentence"])}</h{level}>'
             f'<p><code>{shown(result["name"])}</code>. {shown(said)}</p>\n{examples}')
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from components import files
-from components.corpus.page import BADGES, badge, contents, count, page, shown, table
+from components.corpus.page import BADGES, Html, badge, contents, count, page, shown, table
 from components.corpus.splits import SPLITS
 from components.corpus.validation_page import headline, kind_of, results
 from components.evaluation.charts import columns
@@ -134,9 +134,9 @@ def _pairs(profile: Profile) -> str:
     near = {reason: n for reason, n in profile.dropped.get("document", Counter()).items() if reason.startswith("near_duplicate")}
     if not near:
         return "<p>No two documents say nearly the same.</p>"
-    rows = [[pair.source, pair.row, pair.reason, pair.dropped, pair.kept] for pair in profile.pairs]
+    rows = [[pair.source, Html(pair.row), pair.reason, pair.dropped, pair.kept] for pair in profile.pairs]
     shows = f"The first {len(rows)} of {sum(near.values()):,}" if sum(near.values()) > len(rows) else "All"
-    return table(f"{shows}: what was dropped, beside what stayed for it", ["source", "row", "reason", "dropped", "stayed"], rows, ("row",))
+    return table(f"{shows}: what was dropped, beside what stayed for it", ["source", "row", "reason", "dropped", "stayed"], rows)
 
 
 def _lengths(profile: Profile) -> str:
