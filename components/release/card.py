@@ -8,7 +8,7 @@ from components import files
 from components.config import Config, flatten
 from components.layout import Layout
 from components.markdown import code, escape, table
-from components.release import evidence, gates, lineage
+from components.release import evidence, gates, lineage, package
 from components.release.lineage import Subject
 
 # the packages of the embedded default (corpus.lock) and their licences
@@ -31,11 +31,6 @@ def headline(subject: Subject, config: Config) -> str:
         return f"Language model {subject.name}: goes on with a text. Trained by lmworks on corpus {config.corpus.source}."
     base = config.name if config.corpus.base == "none" else f"the imported base {config.corpus.base}"
     return f"{subject.name}: answers prompts of {', '.join(config.finetuning.applications).replace('_', ' ')}. Fine-tuned by lmworks from {base}."
-
-
-def description(subject: Subject, config: Config, criteria: list[gates.Criterion], unpromoted_base: bool) -> str:
-    """Of a version, as the registry page shows it."""
-    return "\n\n".join([escape(headline(subject, config)), *base_notice(config, unpromoted_base), gate_table(criteria)])
 
 
 def base_notice(config: Config, unpromoted_base: bool) -> list[str]:
@@ -83,6 +78,7 @@ import mlflow  # beside it: torch and transformers; nothing of lmworks
 mlflow.set_tracking_uri("{tracking_uri}")
 model = mlflow.pyfunc.load_model("{uri}")
 print(model.predict(["{prompt}"], params={{"max_new_tokens": 40, "temperature": 0.8, "seed": 1}})[0])
+print(model.unwrap_python_model().about())  # who answered: version and sha256 of the weights
 ```
 
 As a server, and asked with curl:
@@ -91,11 +87,16 @@ As a server, and asked with curl:
 MLFLOW_TRACKING_URI={tracking_uri} mlflow models serve -m {uri} --env-manager local -h 127.0.0.1 -p 5330
 curl -s http://127.0.0.1:5330/invocations -H 'Content-Type: application/json' \\
   -d '{{"inputs": ["{prompt}"], "params": {{"max_new_tokens": 40, "temperature": 0.8, "seed": 1}}}}'
+curl -s http://127.0.0.1:5330/invocations -H 'Content-Type: application/json' \\
+  -d '{{"inputs": [""], "params": {{"about": true}}}}'  # who answers
 ```
 
-Params: `max_new_tokens`, `temperature` (0 = the likeliest token), `top_k` (0 = off), `top_p`, `seed`. One seed gives one answer, also under
-concurrent requests. Prompt and new tokens together must fit the context; what is out of range is answered with 400 and one line.
-`transformers.AutoModelForCausalLM.from_pretrained` opens `artifacts/model` as well."""
+Params: `max_new_tokens`, `temperature` (0 = the likeliest token), `top_k` (0 = off), `top_p`, `seed`, `about`. One seed gives one answer."""
+
+
+RULES = ("One seed gives one answer, also under concurrent requests. Prompt and new tokens together must fit the context; what is out of range is "
+         "answered with 400 and one line. Every file is held against its sha256 when the model is loaded; one that differs is refused by name. "
+         "`transformers.AutoModelForCausalLM.from_pretrained` opens `artifacts/model` as well.")
 
 
 def limitations(subject: Subject, config: Config, training: dict[str, Any]) -> str:
@@ -134,6 +135,7 @@ def card(subject: Subject, version: str, config: Config, layout: Layout, criteri
     return "\n\n".join([
         f"# {subject.name}, version {version}", escape(headline(subject, config)), *base_notice(config, unpromoted_base),
         "## How to call it", usage(subject, tracking_uri, f"models:/{subject.name}" + ("@champion" if gates.passes(criteria) else f"/{version}")),
+        RULES, f"Loading and serving were tried with mlflow {', '.join(package.TRIED_MLFLOW)}; it asks for {code(', '.join(package.REQUIREMENTS))}.",
         "## How good it is", evaluation_table(subject, evaluation),
         f"## Its gate: {verdict}", gate_table(criteria),
         "## What it learned from", data_section(config, layout),

@@ -14,13 +14,14 @@ from typing import Any
 from components import files
 from components.errors import Damaged
 from components.layout import Layout
-from components.release import registry
+from components.release import contract, registry
 from components.release.lineage import Subject
 
 MODEL_FILE = Path(__file__).resolve().parents[1] / "serving" / "model_file.py"
 # Ranges in which loading and serving were tried, so that a consumer on the same Python minor sees no warning
 # (transformers 5.24 already warns about an argument that 5.23 asks for).
 REQUIREMENTS = ["mlflow>=3.17.2,<3.18", "torch>=2.13,<2.14", "transformers>=5.23,<5.24"]
+TRIED_MLFLOW = ("3.17.2",)  # with which a consumer loaded and served a released model
 MAX_NEW_TOKENS = 64
 
 
@@ -28,7 +29,7 @@ def example(subject: Subject) -> tuple[list[str], dict[str, Any]]:
     """A request with every param; MLflow reads their types and defaults from it."""
     config = files.read_json(subject.out / "model" / "config.json")
     context = config.get("max_position_embeddings") or config.get("n_positions") or 2 * MAX_NEW_TOKENS
-    return (["Hello"], {"max_new_tokens": min(MAX_NEW_TOKENS, context // 2), "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0})
+    return (["Hello"], {"max_new_tokens": min(MAX_NEW_TOKENS, context // 2), "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0, "about": False})
 
 
 @contextlib.contextmanager
@@ -40,7 +41,7 @@ def packed(subject: Subject, layout: Layout) -> Iterator[Path]:
         folder = Path(name) / "model"
         shutil.copytree(subject.out / "model", folder, copy_function=_link_or_copy)
         (folder / registry.CARD).unlink(missing_ok=True)
-        files.write_json(folder / "serving.json", {"kind": subject.kind})
+        files.write_json(folder / "serving.json", {"kind": subject.kind, "name": subject.name, "weights_sha256": subject.weights_sha256})
         files.write_manifest(folder)
         yield folder
 
@@ -53,7 +54,8 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def logged_model(client: Any, experiment: str, run_id: str, subject: Subject, layout: Layout) -> tuple[str, dict[str, str]]:
-    """(model id, {path: sha256} that the registry will vouch for). Uploads once; what an earlier try verified is used again.
+    """(model id, tags for its version: the files that the registry vouches for, the contract). Uploads once; what an earlier try
+    verified is used again.
 
     Raises Damaged when the store gives back other bytes than were sent: then nothing is registered.
     """
@@ -61,7 +63,7 @@ def logged_model(client: Any, experiment: str, run_id: str, subject: Subject, la
             f"tags.`{registry.WEIGHTS}` = '{subject.weights_sha256}' AND tags.`{registry.EVALUATION}` = '{subject.evaluation_sha256}'")):
         expected = json.loads(earlier.tags.get(registry.FILES, "null"))
         if expected and earlier.name == subject.name and is_sound(f"models:/{earlier.model_id}", expected, subject.name, layout):
-            return earlier.model_id, expected
+            return earlier.model_id, {key: earlier.tags[key] for key in (registry.FILES, contract.CONTRACT) if key in earlier.tags}
     import mlflow
 
     started = mlflow.initialize_logged_model(name=subject.name, source_run_id=run_id, experiment_id=experiment, model_type=subject.kind, tags={
@@ -69,10 +71,10 @@ def logged_model(client: Any, experiment: str, run_id: str, subject: Subject, la
     with packed(subject, layout) as folder:
         mlflow.pyfunc.log_model(
             name=subject.name, python_model=str(MODEL_FILE), artifacts={"model": str(folder)}, input_example=example(subject),
-            pip_requirements=REQUIREMENTS, model_id=started.model_id)
-        expected = read_back(started.model_id, folder, subject, layout)
-    client.set_logged_model_tags(started.model_id, {registry.FILES: json.dumps(expected, sort_keys=True)})
-    return started.model_id, expected
+            pip_requirements=REQUIREMENTS, model_id=started.model_id, metadata=files.read_json(folder / "serving.json"))
+        tags = read_back(started.model_id, folder, subject, layout)
+    client.set_logged_model_tags(started.model_id, tags)
+    return started.model_id, tags
 
 
 def is_sound(source: str, expected: dict[str, str], what: str, layout: Layout) -> bool:
@@ -85,7 +87,7 @@ def is_sound(source: str, expected: dict[str, str], what: str, layout: Layout) -
 
 
 def read_back(model_id: str, sent: Path, subject: Subject, layout: Layout) -> dict[str, str]:
-    """What the store serves, held against what was sent. MLflow itself calls a half-written model READY. Raises Damaged."""
+    """Tags of what the store serves, held against what was sent. MLflow itself calls a half-written model READY. Raises Damaged."""
     with registry.stored(f"models:/{model_id}", None, subject.name, layout) as folder:
         found = registry.local_files(folder)
         for path, wanted in ((f"artifacts/model/{files.MANIFEST}", sent / files.MANIFEST), (MODEL_FILE.name, MODEL_FILE)):
@@ -93,4 +95,4 @@ def read_back(model_id: str, sent: Path, subject: Subject, layout: Layout) -> di
                 raise Damaged(f"{subject.name}: the model store gave back another {path}: sha256 {found.get(path, 'no such file')} found, "
                               f"{files.sha256_file(wanted)} sent. Nothing was registered. Run: lmworks run")
         registry.check_files(folder, found, f"{subject.name} (just stored)")
-        return found
+        return {registry.FILES: json.dumps(found, sort_keys=True), contract.CONTRACT: contract.text_of(contract.of_folder(folder))}

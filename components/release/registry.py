@@ -1,15 +1,13 @@
-"""What the MLflow registry says and is told: addresses, versions, aliases, history. Only this folder promotes."""
+"""What the MLflow registry says and is told: addresses, versions, aliases, bytes."""
 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,9 @@ from components import files, mlflow_rest
 from components.config import Config
 from components.errors import Damaged, UserError
 from components.layout import Layout
+from components.release.history import by_hand, history
+
+__all__ = ["history"]  # beside what is defined here: the commands ask this module for it
 
 QUIET = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -30,7 +31,7 @@ QUIET = {
     "TRANSFORMERS_OFFLINE": "1",
 }
 WEIGHTS, EVALUATION, VERDICT, CORPUS = "lmworks.weights_sha256", "lmworks.evaluation_sha256", "gate.verdict", "lmworks.corpus"
-HISTORY, FILES, REASON = "lmworks.history.", "lmworks.files", "gate.reason."
+FILES, REASON, CHANGED = "lmworks.files", "gate.reason.", "lmworks.changed"
 CARD = "README.md"
 
 
@@ -127,12 +128,11 @@ def find_version(mlflow_client: Any, name: str, weights_sha256: str, evaluation_
     return max(found, key=lambda version: int(version.version), default=None)
 
 
-def register(mlflow_client: Any, name: str, logged_model_id: str, run_id: str, expected: dict[str, str], *, weights_sha256: str,
+def register(mlflow_client: Any, name: str, logged_model_id: str, run_id: str, vouched: dict[str, str], *, weights_sha256: str,
              evaluation_sha256: str, data_digest: str) -> Any:
-    """A version of a logged model that was read back; its tags bind it to weights, evaluation, data and files."""
+    """A version of a logged model that was read back; its tags bind it to weights, evaluation and data, and `vouched` to its files."""
     return mlflow_client.create_model_version(name, source=f"models:/{logged_model_id}", run_id=run_id, model_id=logged_model_id, tags={
-        WEIGHTS: weights_sha256, EVALUATION: evaluation_sha256, "lmworks.data_digest": data_digest,
-        FILES: json.dumps(expected, sort_keys=True), VERDICT: "undecided"})
+        WEIGHTS: weights_sha256, EVALUATION: evaluation_sha256, "lmworks.data_digest": data_digest, VERDICT: "undecided"} | vouched)
 
 
 def aliased(mlflow_client: Any, name: str, alias: str) -> Any | None:
@@ -169,49 +169,6 @@ def named(mlflow_client: Any, uri: str) -> Any:
 def model_id(version: Any) -> str:
     """The logged model behind a version (its source is models:/m-…)."""
     return version.source.removeprefix("models:/")
-
-
-def history(model: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every move of the champion, oldest first, from the tags of `registered(...)`."""
-    return [json.loads(value) for key, value in sorted(model["tags"].items()) if key.startswith(HISTORY)]
-
-
-def user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without an entry in passwd
-        return f"uid {os.getuid()}"
-
-
-def move_champion(mlflow_client: Any, name: str, *, expected: str | None, to: str, why: str) -> None:
-    """Write history, then move the alias. The caller holds the promotion lock and has just read `expected`."""
-    moves = history({"tags": mlflow_client.get_registered_model(name).tags})
-    entry = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "who": user(), "from": expected, "to": to, "why": why}
-    mlflow_client.set_registered_model_tag(name, f"{HISTORY}{len(moves) + 1:06d}", json.dumps(entry, ensure_ascii=False, sort_keys=True))
-    mlflow_client.set_registered_model_alias(name, "champion", to)
-
-
-def promote(mlflow_client: Any, name: str, version: str, layout: Layout,
-            judge: Callable[[Any | None], tuple[bool, str]]) -> tuple[bool, Any | None]:
-    """Compare-and-set of the alias champion. Returns (moved or already there, the champion judged against).
-
-    `judge(champion)` says whether `version` passes against that champion, and why. Judging takes minutes, so it runs
-    outside the lock; when the champion changed meanwhile, it is judged again against the new one. Raises UserError
-    when other promotions keep moving the alias.
-    """
-    for _attempt in range(5):
-        champion = aliased(mlflow_client, name, "champion")
-        passed, why = judge(champion)
-        if not passed:
-            return False, champion
-        with files.lock(layout.promotion_lock, what="a promotion", wait_s=60):
-            now = aliased(mlflow_client, name, "champion")
-            if (now and now.version) != (champion and champion.version):
-                continue
-            if not now or now.version != version:
-                move_champion(mlflow_client, name, expected=now.version if now else None, to=version, why=why)
-            return True, champion
-    raise UserError(f"{name}: other promotions kept moving the champion; version {version} stays a candidate. Run again: lmworks run")
 
 
 # --- bytes ---------------------------------------------------------------------------------------
@@ -274,7 +231,8 @@ def check_files(folder: Path, expected: dict[str, str], what: str) -> None:
 
 def catalogue(layout: Layout) -> list[dict[str, Any]]:
     """Every registered model by name: {"name", "corpus", "aliases", "versions": [{"version", "verdict", "reasons", "weights_sha256",
-    "created_ms", "note"}]}, newest version first. `note` says what is wrong, e.g. a champion whose gate did not pass (H2).
+    "created_ms", "gated", "changed", "note"}]}, newest version first. `gated`: its gate passed and, of a champion, made it so;
+    `changed`: what differs from the champion of its day, in lines; `note` says what is wrong, e.g. a champion moved by hand (H2).
 
     Raises UserError when the server does not answer.
     """
@@ -287,19 +245,22 @@ def catalogue(layout: Layout) -> list[dict[str, Any]]:
             versions = (mlflow_rest.call(url, "GET", f"model-versions/search?{query}") or {}).get("model_versions", [])
             model = registered(layout, name) or {"aliases": {}, "tags": {}}
             models.append({"name": name, "corpus": model["tags"].get(CORPUS), "aliases": model["aliases"], "versions": [
-                _version(version, model["aliases"]) for version in sorted(versions, key=lambda v: -int(v["version"]))]})
+                _version(version, model) for version in sorted(versions, key=lambda v: -int(v["version"]))]})
     except mlflow_rest.Unreachable as error:
         raise UserError(f"the MLflow server at {url} does not answer ({error}). Run: lmworks up") from None
     return models
 
 
-def _version(version: dict[str, Any], aliases: dict[str, str]) -> dict[str, Any]:
+def _version(version: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
     tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
-    verdict, champion = tags.get(VERDICT), aliases.get("champion") == str(version["version"])
+    verdict, note = tags.get(VERDICT), None
+    if model["aliases"].get("champion") == str(version["version"]):
+        note = by_hand(model)
+        if note is None and verdict != "passed":
+            note = "champion, but its gate says no: the gate was changed since"
     return {"version": int(version["version"]), "verdict": verdict or "none", "weights_sha256": tags.get(WEIGHTS),
-            "created_ms": int(version["creation_timestamp"]),
-            "reasons": {key.removeprefix(REASON): value for key, value in sorted(tags.items()) if key.startswith(REASON)},
-            "note": "champion, but its gate says no: the alias was moved by hand, or the gate was changed since" if champion and verdict != "passed" else None}
+            "created_ms": int(version["creation_timestamp"]), "gated": verdict == "passed" and note is None, "changed": tags.get(CHANGED),
+            "reasons": {key.removeprefix(REASON): value for key, value in sorted(tags.items()) if key.startswith(REASON)}, "note": note}
 
 
 def serve_line(url: str, name: str, *, inside: bool = False, port: int = 5330) -> str:

@@ -21,13 +21,17 @@ from components.operations import rest
 from components.release import (
     card,
     champion,
+    changes,
+    contract,
     datasets,
     evidence,
     gates,
     judged_items,
     lineage,
     package,
+    promotion,
     registry,
+    registry_page,
     run_note,
     views,
 )
@@ -91,7 +95,8 @@ def release(config: Config, layout: Layout, *, say: Say = say_line) -> list[Deci
     except MlflowException as error:
         raise rest.Unreachable(f"MLflow at {registry.address(layout)} went away or refused a call: {' '.join(str(error).split())[:300]}. "
                                "What was promoted before stays so. Look at `lmworks status`, then run again: lmworks run") from error
-    files.write_json(layout.receipt, {"format": RECEIPT_FORMAT, "gates": config.gates.model_dump(mode="json"), "models": {d.name: d.as_dict() for d in decisions}})
+    files.write_json(layout.receipt, {"format": RECEIPT_FORMAT, "gates": config.gates.model_dump(mode="json"), "address": registry.address(layout),
+                                      "models": {d.name: d.as_dict() for d in decisions}})
     return decisions
 
 
@@ -125,27 +130,35 @@ def release_one(client: Any, experiment: str, subject: Subject, config: Config, 
         version = None
     if version is None:
         say(f"{subject.name}: registering weights {subject.weights_sha256[:12]}")
-        model_id, expected = package.logged_model(client, experiment, run_id, subject, layout)
+        model_id, vouched = package.logged_model(client, experiment, run_id, subject, layout)
         registry.ensure_registered(client, subject.name, config, card.headline(subject, config))
-        version = registry.register(client, subject.name, model_id, run_id, expected, weights_sha256=subject.weights_sha256,
+        version = registry.register(client, subject.name, model_id, run_id, vouched, weights_sha256=subject.weights_sha256,
                                     evaluation_sha256=subject.evaluation_sha256, data_digest=lineage.data_digest(layout))
     datasets.measure(client, run_id, subject.kind, layout, registry.model_id(version))
     criteria: list[gates.Criterion] = []
 
     def judge(current: Any | None) -> tuple[bool, str]:
-        criteria[:] = judged(client, run_id, subject, current, config, layout, checked, say)
+        criteria[:] = [*judged(client, run_id, subject, current, config, layout, checked, say),
+                       contract.judged(client, version, current, config.gates.allow_contract_break, layout)]
         passed = gates.passes(criteria)
         record(client, run_id, subject, version, current, criteria, config, layout, earlier)
-        return passed, "; ".join(criterion.criterion for criterion in criteria)
+        return passed, reason(criteria)
 
-    moved, current = registry.promote(client, subject.name, str(version.version), layout, judge)
+    moved, current = promotion.promote(client, subject.name, str(version.version), layout, judge)
     decision = Decision(
         name=subject.name, version=str(version.version), weights_sha256=subject.weights_sha256, evaluation_sha256=subject.evaluation_sha256,
         verdict="passed" if moved else "failed", champion_version=str(version.version) if moved else current and str(current.version),
         run_id=run_id, criteria=list(criteria))
+    registry_page.write(client, subject, config, contract.known(client, version if moved else current, layout), registry.address(layout))
     say(sentence(decision))
     judged_items.judge(client, experiment, subject, registry.model_id(version), layout, say)
     return decision
+
+
+def reason(criteria: list[gates.Criterion]) -> str:
+    """Why a champion was moved, for its history: what passed, and what was measured against the one before."""
+    against = [criterion.sentence for criterion in criteria if criterion.criterion == "not_worse_than_champion"]
+    return "; ".join([f"passed {', '.join(criterion.criterion for criterion in criteria)}", *against])
 
 
 def judged(client: Any, run_id: str, subject: Subject, current: Any | None, config: Config, layout: Layout,
@@ -178,7 +191,10 @@ def record(client: Any, run_id: str, subject: Subject, version: Any, current: An
         client.set_model_version_tag(name, number, registry.REASON + criterion.criterion,
                                      f"{'yes' if criterion.passed else 'no'}: {criterion.sentence}"[:MAX_TAG_CHARS])
     client.set_model_version_tag(name, number, registry.VERDICT, "passed" if passed else "failed")
-    client.update_model_version(name, number, card.description(subject, config, criteria, unpromoted_base))
+    changed = changes.lines(registry.address(layout), name, version, current, criteria)
+    if changed:
+        client.set_model_version_tag(name, number, registry.CHANGED, changes.text_of(changed)[:MAX_TAG_CHARS])
+    client.update_model_version(name, number, registry_page.of_version(subject, config, criteria, changed, unpromoted_base))
     run_note.write(client, run_id, subject, number, criteria, config, layout, registry.address(layout))
     candidate = registry.aliased(client, name, "candidate")
     if candidate is None or str(candidate.version) != number:
@@ -186,14 +202,15 @@ def record(client: Any, run_id: str, subject: Subject, version: Any, current: An
     work = layout.work_root / "release"
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work, prefix="decision-") as scratch:
-        promotion, readme = Path(scratch) / "promotion.json", Path(scratch) / registry.CARD
-        files.write_json(promotion, {
+        decided, readme, kept = Path(scratch) / "promotion.json", Path(scratch) / registry.CARD, Path(scratch) / contract.ARTIFACT
+        files.write_json(decided, {
             "name": name, "version": number, "weights_sha256": subject.weights_sha256, "evaluation_sha256": subject.evaluation_sha256,
             "verdict": "passed" if passed else "failed", "champion_judged_against": current and str(current.version),
             "criteria": [criterion.as_dict() for criterion in criteria]})
         files.write_atomic(readme, card.card(subject, number, config, layout, criteria, unpromoted_base, registry.address(layout)))
-        client.log_artifact(run_id, str(promotion))
-        client.log_artifact(run_id, str(readme))
+        files.write_json(kept, contract.of_version(client, version, layout))
+        for path in (decided, readme, kept):
+            client.log_artifact(run_id, str(path))
         client.log_model_artifact(registry.model_id(version), str(readme))
 
 
@@ -214,6 +231,8 @@ def receipt_current(config: Config, layout: Layout) -> bool:
         receipt = files.read_json(layout.receipt)
         subjects = lineage.subjects(config, layout)
         if receipt.get("format") != RECEIPT_FORMAT or receipt["gates"] != config.gates.model_dump(mode="json"):
+            return False
+        if receipt["address"] != registry.address(layout):  # the pages and cards of the registry tell callers this address
             return False
         if sorted(receipt["models"]) != sorted(subject.name for subject in subjects):
             return False

@@ -2,7 +2,10 @@
 
 Logged as it stands with `mlflow.pyfunc.log_model(python_model=<this file>)`, so it imports nothing of this
 repository: whoever loads it needs mlflow, torch and transformers. The artifact folder `model` is a Hugging Face
-folder with `manifest.json` (sha256 of every file) and `serving.json` ({"kind": "base" | "instruct"}).
+folder with `manifest.json` (sha256 of every file) and `serving.json` ({"kind": "base" | "instruct", "name", "weights_sha256"}).
+
+Who answers: `model.unwrap_python_model().about()` where it was loaded, and `"params": {"about": true}` where it is served
+(each prediction then is what `about` gives, as JSON).
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from typing import Any
 
 import mlflow
 import torch
+import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 
-PARAMS = {"max_new_tokens": 64, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0}
+PARAMS = {"max_new_tokens": 64, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0, "about": False}
 MAX_TEMPERATURE = 10.0
 MAX_SEED = 2**63 - 1
 MAX_NEW_TOKENS = 65_536  # where the model itself states no longest sequence
@@ -64,6 +68,14 @@ def verify(folder: Path) -> None:
             raise unusable(f"model refused: {name} is damaged: sha256 {actual} found, {entry['sha256']} was registered")
     if found - set(listed):
         raise unusable(f"model refused: {min(found - set(listed))} is not in manifest.json; somebody added it")
+
+
+def registered_version(folder: Path) -> int | None:
+    """The version as which MLflow fetched these files from its registry; None for files that came another way."""
+    try:
+        return int(yaml.safe_load((folder / "registered_model_meta").read_bytes())["model_version"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
 
 
 def load(folder: Path, device: str) -> tuple[Any, Any]:
@@ -117,7 +129,8 @@ class LanguageModel(mlflow.pyfunc.PythonModel):
         verify(folder)
         self.device = str((getattr(context, "model_config", None) or {}).get("device", "cpu"))
         self.model, self.tokenizer = load(folder, self.device)
-        self.instruct = json.loads((folder / "serving.json").read_bytes())["kind"] == "instruct"
+        serving = json.loads((folder / "serving.json").read_bytes())
+        self.instruct = serving["kind"] == "instruct"
         config = self.model.config
         self.context_tokens = getattr(config, "max_position_embeddings", None)
         self.vocabulary = int(config.vocab_size)
@@ -131,11 +144,19 @@ class LanguageModel(mlflow.pyfunc.PythonModel):
             ends.append(self.end_of_answer())
         self.stops = {int(i) for end in ends if end is not None for i in (end if isinstance(end, list) else [end])}
         self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self.identity = {"name": serving.get("name"), "version": registered_version(folder.parents[1]), "kind": serving["kind"],
+                         "weights_sha256": serving.get("weights_sha256"), "context": self.context_tokens}
+
+    def about(self) -> dict[str, Any]:
+        """Who answers: {"name", "version" (None outside a registry), "kind", "weights_sha256", "context" (longest text, in tokens)}."""
+        return dict(self.identity)
 
     def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> list[str]:
         """One text a prompt, each the same whatever else is in the request or running beside it."""
         try:
             settings = self.settings(params)
+            if settings["about"]:
+                return [json.dumps(self.about(), ensure_ascii=False)] * len(model_input)
             requests = [self.encode(n, prompt, settings) for n, prompt in enumerate(model_input)]
             return [self.generate(ids, settings) for ids in requests]
         except MlflowException:
@@ -158,6 +179,8 @@ class LanguageModel(mlflow.pyfunc.PythonModel):
             if not lowest <= value <= highest or (field == "top_p" and value == 0):
                 above = " (above 0)" if field == "top_p" else " (0 = off)" if field == "top_k" else ""
                 raise refuse(f"{field}={value} is out of range: from {lowest} to {highest}{above}")
+        if not isinstance(merged["about"], bool):
+            raise refuse(f"about={str(merged['about'])[:40]!r}: true (say who answers) or false was expected")
         return merged
 
     def chat(self, messages: list[dict[str, str]], waiting: bool) -> str:

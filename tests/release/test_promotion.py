@@ -13,7 +13,7 @@ import pytest
 from components import files
 from components.errors import UserError
 from components.layout import ROOT, Layout
-from components.release import registry
+from components.release import promotion, registry
 
 pytestmark = pytest.mark.code
 
@@ -51,10 +51,10 @@ def test_H4_older_result_that_comes_last_loses(mlflow_url, tmp_path):
         verdict = judge(champion)
         judged.append(champion and champion.version)
         if len(judged) == 1:  # while the worse one judges, the better one is promoted
-            assert registry.promote(client, "late", "2", layout, better(client, "late", "2"))[0]
+            assert promotion.promote(client, "late", "2", layout, better(client, "late", "2"))[0]
         return verdict
 
-    moved, current = registry.promote(client, "late", "1", layout, slow_judge)
+    moved, current = promotion.promote(client, "late", "1", layout, slow_judge)
     assert not moved and judged == [None, "2"]
     assert registry.registered(layout, "late")["aliases"]["champion"] == "2"
 
@@ -63,14 +63,14 @@ PROMOTER = textwrap.dedent("""
     import os, sys
     from pathlib import Path
     from components.layout import Layout
-    from components.release import registry
+    from components.release import promotion, registry
     name, first = sys.argv[2], int(sys.argv[3])
     layout = Layout(root=Path(sys.argv[1]))
     client = registry.client(layout)
     for version in (first, first + 4, first):
         mine = int(client.get_model_version(name, str(version)).tags["score"])
         try:
-            registry.promote(client, name, str(version), layout, lambda champion: (champion is None or mine >= int(champion.tags["score"]), "score"))
+            promotion.promote(client, name, str(version), layout, lambda champion: (champion is None or mine >= int(champion.tags["score"]), "score"))
         except Exception as error:
             print(type(error).__name__, error); raise
 """)
