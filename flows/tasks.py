@@ -21,7 +21,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed, State
 
 from components import config as settings
-from components import files
+from components import files, tracking
 from components.errors import UserError
 from components.layout import Layout
 from components.operations import addresses, environment, healing, staleness
@@ -211,6 +211,8 @@ def _run(record: StageRecord, layout: Layout, log: Callable[[str], None]) -> tup
     log(f"$ {shlex.join(command(layout, record.stage)[1:])}")
     (layout.outcomes / f"{record.stage}.json").unlink(missing_ok=True)  # of an earlier run
     ended = run_child(layout, record.stage, log)
+    if tracking.close_dead(layout):  # a training that was killed could not say so itself
+        tracking.drain(layout)
     told = outcome(layout, record.stage)
     record.work_s += told.get("elapsed_s", 0.0)
     return ended, told

@@ -7,12 +7,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 from typing import Any
 
 import psutil
 import pytest
 
-from components.operations import addresses, processes, rest, services, unclean
+from components import files, spool
+from components.operations import addresses, liveness, processes, rest, services, unclean
 from flows import reconciler
 
 pytestmark = [pytest.mark.e2e]
@@ -115,8 +117,13 @@ def test_C10_a_stage_that_the_kernel_kills_is_named(checkout: Any):
     running = checkout.start()
     checkout.wait_for((checkout.root / "asleep").exists, "the stage works")
     stage = next(p for p in psutil.Process(running.pid).children(recursive=True) if "fake_stage.py" in p.cmdline())
+    training = checkout.layout.spool / "second-k1-tiny"  # its run in MLflow, as tracking spools it
+    files.write_json(training / "run.json", {"name": "second tiny", "tags": {}, "process": {**liveness.entry(stage.pid), "host": socket.gethostname()}})
+    (training / "events.jsonl").write_text('{"t": 1, "status": "RUNNING", "tags": {}}\n')
     stage.kill()
     out, err = running.communicate(timeout=60)
+    assert [event.get("status") for event in spool.events(training)] == ["RUNNING", "KILLED"], "not only at the next start"
+    shutil.rmtree(training)
     assert running.returncode == 1 and err == ""
     assert "ended by SIGKILL" in json.loads(out)["message"] and "memory" in json.loads(out)["message"]
     assert reconciler.reconcile(checkout.layout) == []
