@@ -43,9 +43,9 @@ def slowed(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(*arguments)
 
-def validate(model):  # goes up and down
-    wave = next(iter(model.parameters())).sum().abs().item()
-    return {{"val/loss": 1 + wave, "val/bits_per_byte": 2 + wave}}
+def validate(model):  # goes up and down, with its best before the kill and its last point below that
+    loss = {{10: 3.0, 20: 1.0, 30: 2.0, 40: 2.5, 50: 1.5, 60: 0.5}}[steps]
+    return {{"val/loss": loss, "val/bits_per_byte": loss / 2}}
 
 loop._update = slowed
 marker = unclean.mark(layout, "stage", stage="pretrain")
@@ -111,7 +111,6 @@ def test_C15_killed_and_resumed_is_one_curve_without_a_zigzag_and_its_status_is_
     for key in tracking.BEST:
         losses = [point["value"] for point in curves[key]]
         assert [point["value"] for point in curves[f"{key}_best"]] == [min(losses[:n + 1]) for n in range(len(losses))]
-        assert losses != sorted(losses, reverse=True), "the loss of this test goes up, too"
     for key in ("system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"):
         assert len(curves[key]) >= 4
     memory = [point["step"] for point in curves["system/system_memory_usage_megabytes"]]
