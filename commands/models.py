@@ -33,8 +33,7 @@ def models(
     every = registry.catalogue(layout)
     found = [model for model in every if name in (None, model["name"])]
     if history:
-        found = [{"name": model["name"], "champion": model["aliases"].get("champion"),
-                  "history": registry.history(registry.registered(layout, model["name"]) or {"tags": {}})} for model in found]
+        found = [_moves(model["name"], registry.registered(layout, model["name"]) or {"aliases": {}, "tags": {}}) for model in found]
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False, indent=1))
         return
@@ -47,6 +46,12 @@ def models(
             show_history(model, out)
         else:
             show(model, registry.address(layout), out)
+
+
+def _moves(name: str, model: dict[str, Any]) -> dict[str, Any]:
+    from components.release import history
+
+    return {"name": name, "champion": model["aliases"].get("champion"), "by_hand": history.by_hand(model), "history": history.history(model)}
 
 
 def show(model: dict[str, Any], url: str, out: Console) -> None:
@@ -75,22 +80,18 @@ def remarks(version: dict[str, Any]) -> list[Text]:
     lines += [Text(f"no: {tables.plain(reason.removeprefix('no: '))}", style="yellow")
               for reason in version["reasons"].values() if reason.startswith("no: ")]
     changed = version.get("changed") or ""
-    return lines + [Text(tables.plain(line), style="dim") for line in changed.splitlines() if line.strip()]
+    return lines + [Text(tables.plain(line), style="dim", no_wrap=True) for line in changed.splitlines() if line.strip()]
 
 
 def show_history(model: dict[str, Any], out: Console) -> None:
-    """Every move of the alias, newest first; a champion that no entry explains was moved by hand."""
+    """Every move of the alias, newest first, and whether the last one was made by hand."""
     tables.heading(out, model["name"])
-    moves = list(reversed(model["history"]))
-    champion = model["champion"]
-    if moves and champion != str(moves[0]["to"]):
-        tables.paragraph(out, Text(f"now champion: {f'version {champion}' if champion else 'none'}, moved by hand: the history ends with version {moves[0]['to']}",
-                                   style="bold red"), indent=tables.GAP)
-    rows = [tables.Row([tables.moment(tables.unix_time(move["when"])), tables.plain(move["who"]), f"{move['from'] or 'none'} -> {move['to']}"],
-                       [Text(tables.plain(move["why"]), style="dim")]) for move in moves]
+    if model["by_hand"]:
+        tables.paragraph(out, Text(tables.plain(model["by_hand"]), style="bold red"), indent=tables.GAP)
+    rows = [tables.Row([tables.moment(tables.unix_time(move["when"])), move["who"], f"{move['from'] or 'none'} -> {move['to'] or 'none'}"],
+                       [Text(tables.plain(move["why"]), style="dim")]) for move in reversed(model["history"])]
     if rows:
         tables.table(out, ["when", "who", "version"], rows, flexible=1)
-    else:
-        moved = f"; version {champion} was made champion by hand" if champion else ""
-        tables.paragraph(out, Text(f"no promotion yet{moved}"), indent=tables.GAP)
+    elif not model["by_hand"]:
+        tables.paragraph(out, "no version was champion yet", indent=tables.GAP)
     out.print()

@@ -135,7 +135,8 @@ def runs(
     out = display.console()
     show_models(told, out)
     if told["chains"] or told["last_run"]:
-        out.print()
+        if told["models"] or told["unsent"]:
+            out.print()
         show_chains(told, out)
     for problem in told["problems"]:
         tables.paragraph(display.console(stderr=True), problem)

@@ -61,11 +61,15 @@ def _line(cells: list[Text], widths: list[int], right: Sequence[int]) -> Text:
 
 
 def paragraph(out: Console, value: Shown, *, indent: int = 0, first: Shown = "") -> None:
-    """A sentence below its indentation on every line; `first` takes the place of the first one. An address stays whole."""
+    """A sentence below its indentation on every line; `first` takes the place of the first one. An address stays whole, and a
+    Text that shall not wrap is cut to one line."""
     label = _text(first)
     text = _text(value)
     room = max(out.width - indent, MIN_FLEXIBLE)
-    lines: Iterable[Text] = [text] if "://" in text.plain else text.wrap(out, room)
+    if text.no_wrap:
+        text = text.copy()
+        text.truncate(room, overflow="ellipsis")
+    lines: Iterable[Text] = [text] if text.no_wrap or "://" in text.plain else text.wrap(out, room)
     for n, line in enumerate(lines):
         line = line.copy()
         line.rstrip()
