@@ -47,8 +47,8 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(n * step, 10) for n in range(first, int(math.floor(high / step + 1e-9)) + 1)]
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12, fill: str = INK) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{fill}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{INK}">{escape(text)}</text>'
 
 
 def _svg(width: int, height: int, title: str, body: list[str]) -> str:
@@ -143,7 +143,7 @@ def _fills(i: int) -> list[str]:
 def lines(
     title: str, series: list[Line], *, x_label: str, y_label: str, width: int = 640, height: int = 280
 ) -> str:
-    """Lines over a common x, named at the right in their colour; the first is the blue one."""
+    """Lines over a common x, named at the right; the first is the blue one."""
     series = [s for s in series if s.points]
     if not series:
         return ""
@@ -177,7 +177,12 @@ def lines(
         while any(abs(y - other) < 14 for other in names):  # names do not lie over each other
             y += 2
         names.append(y)
-        body.append(_text(width - right + 8, y, line.name, fill=colour))
+        # beside a piece of the line rather than in its colour: orange letters on white cannot be read
+        key = width - right + 6
+        body.append(
+            f'<line x1="{key}" x2="{key + 20}" y1="{y - 4:.1f}" y2="{y - 4:.1f}" stroke="{colour}" stroke-width="1.8"{_dash(i)}/>'
+        )
+        body.append(_text(key + 26, y, line.name))
     return _svg(width, height, title, body)
 
 

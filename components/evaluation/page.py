@@ -29,7 +29,8 @@ th, td { padding: .34rem .75rem; border-bottom: 1px solid var(--line); text-alig
 th { font-weight: 600; font-size: .88rem; color: var(--quiet); }
 td.n, th.n { text-align: right; white-space: nowrap; }
 tr.model td { background: #eaf3f9; font-weight: 600; }
-td.hit { border-left: 3px solid #009E73; } td.miss { border-left: 3px solid #D55E00; }
+td.hit { border-left: 3px solid #009E73; } td.hit::before { content: "✓\\A0"; }
+td.miss { border-left: 3px solid #D55E00; } td.miss::before { content: "✗\\A0"; }
 figure { margin: .8rem 0; } figure svg { width: 100%; max-width: 44rem; height: auto; }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; }
 .sample { border: 1px solid var(--line); border-radius: 6px; padding: .7rem .9rem; margin: .6rem 0; background: var(--wash); max-width: 52rem; }
@@ -93,7 +94,7 @@ dt { font-weight: 600; } dd { margin: 0; }
 
 {% if graded %}
 <h2 id="graded">Graded answers</h2>
-<p>The first test records of each application by id, not chosen; green where the answer is right, orange where it is not.</p>
+<p>The first test records of each application by id, not chosen; ✓ and green where the answer is right, ✗ and orange where it is not.</p>
 {% for part in graded %}
 <h3>{{ part.title }}</h3>
 <div class="scroll"><table>
