@@ -11,15 +11,16 @@ from components.layout import Layout
 from flows.records import RunResult, StageRecord, plain
 
 MAX_CELL = 160
+MAX_LINE = 600
 MAX_ROWS = 60  # a large artifact makes the server refuse its event
 SAMPLE_ROWS = 10
 ROW_HEAD = ["expectation", "source", "row", "detail", "text"]
 
 
-def cell(value: Any) -> str:
+def cell(value: Any, limit: int = MAX_CELL) -> str:
     """Text that cannot leave its table cell, nor be read as HTML or a link."""
     text = " ".join(str(value).split())
-    text = text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
     for sign in "\\`*_[]|#":
         text = text.replace(sign, "\\" + sign)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -65,37 +66,43 @@ def blocked_report(layout: Layout, stage: str) -> list[str]:
     failed = [result for result in results if not result.get("success", True)]
     rows = [[r.get("severity"), r.get("name"), r.get("sentence"), r.get("checked"), r.get("at_fault")] for r in failed]
     lines = [f"## Why {cell(stage)} was blocked", "", table(["severity", "expectation", "in words", "checked", "at fault"], rows), ""]
-    examples = [[r.get("name"), *_example(example)] for r in failed for example in (r.get("examples") or [])[:SAMPLE_ROWS]]
-    if examples:
+    if examples := sample(failed):
         lines += ["### Rows at fault", "", table(ROW_HEAD, examples), ""]
     return [*lines, f"The same page, offline: `{path.relative_to(layout.root).with_suffix('.html')}`", ""]
 
 
 def _example(example: Any) -> list[Any]:
     if isinstance(example, dict):
-        text = example.get("text") or ""
-        return [example.get("source", ""), example.get("row", ""), example.get("detail") or "", text]
+        return [example.get("source", ""), example.get("row", ""), example.get("detail") or "", example.get("text") or ""]
     return ["", "", example, ""]
 
 
+def sample(results: list[dict[str, Any]]) -> list[list[Any]]:
+    """Rows at fault, each once, of each expectation in turn so that none hides another."""
+    turns = zip_longest(*([[r.get("name"), *_example(example)] for example in r.get("examples") or []] for r in results))
+    rows: list[list[Any]] = []
+    for row in (row for turn in turns for row in turn if row is not None):
+        if not row[1] or row[1:3] not in [other[1:3] for other in rows]:
+            rows.append(row)
+    return rows[:SAMPLE_ROWS]
+
+
 def quarantine_sample(layout: Layout) -> list[str]:
-    """Rows that validation set aside while the chain went on: of each expectation in turn, so that none hides another."""
+    """Rows that validation set aside while the chain went on."""
     try:
         results = files.read_json(layout.raw / "validation.json")["results"]
     except (OSError, UserError, KeyError):
         return []
     aside = [result for result in results if result.get("severity") == "quarantine" and result.get("at_fault")]
-    turns = zip_longest(*([(r.get("name"), *_example(example)) for example in r.get("examples") or []] for r in aside))
-    rows = [list(row) for turn in turns for row in turn if row is not None]
-    if not rows:
+    if not (rows := sample(aside)):
         return []
     count = sum(result["at_fault"] for result in aside)
-    return [f"## Quarantine: {count:,} row{'s' if count > 1 else ''} set aside", "", table(ROW_HEAD, rows[:SAMPLE_ROWS]), ""]
+    return [f"## Quarantine: {count:,} row{'s' if count > 1 else ''} set aside", "", table(ROW_HEAD, rows), ""]
 
 
 def markdown(result: RunResult, layout: Layout, links: dict[str, str]) -> str:
     """The whole artifact. `links` = {words: address}; only http addresses become links."""
-    lines = [f"# {cell(result.verdict)}", "", cell(result.message), ""]
+    lines = [f"# {cell(result.verdict)}", "", *(f"{cell(line, MAX_LINE)}\n" for line in result.message.splitlines()[:MAX_ROWS]), ""]
     failed = result.failed
     if failed is not None:
         lines += [f"**{cell(failed.stage)}** ended with exit code {failed.exit_code}.", ""]

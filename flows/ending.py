@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import prefect.runtime
@@ -18,7 +17,7 @@ from components.errors import UserError
 from components.layout import Layout
 from components.operations import processes, services, silence, unclean
 from flows import artifact, naming
-from flows.records import RunResult, in_words, plain
+from flows.records import LAST_LINES, RunResult, in_words, plain
 
 ARTIFACT = "lmworks-run"
 DONE = {"Promoted", "Partly promoted", "Not promoted", "Nothing changed", "Healed", "Ready", "Skipped"}
@@ -27,7 +26,7 @@ DATA_PAGE = "data/raw/validation.html"  # of a run that does not name its own in
 
 def end(result: RunResult, layout: Layout) -> State:
     """Write the artifact and return the last state: its name is the verdict, its message begins with the reason."""
-    show(artifact.markdown(result, layout, links(layout, plain(result.release) or [])), result.verdict)
+    show(artifact.markdown(result, layout, links(layout, result)), result.verdict)
     if result.verdict in DONE:
         return Completed(name=result.verdict, message=result.message)
     return Failed(name=result.verdict, message=in_words(result.failed) if result.failed else result.message)
@@ -44,22 +43,23 @@ def show(text: str, verdict: str) -> None:
     create_markdown_artifact(key=ARTIFACT, markdown=text, description=verdict)
 
 
-def links(layout: Layout, decisions: list[dict[str, Any]]) -> dict[str, str]:
-    """Where to look next: addresses, and files of this checkout."""
+def links(layout: Layout, result: RunResult) -> dict[str, str]:
+    """Where to look next: addresses, and files of this checkout; none that an earlier run left."""
     found = {}
     if url := services.address(layout, processes.MLFLOW):
         found["MLflow: runs, models, reports"] = url
-        for told in decisions:
+        for told in plain(result.release) or []:
             run = _run_page(url, told["run_id"])
             if run:
                 address, data_page = run
                 found[f"training run of {told['name']} version {told['version']}"] = address
                 found[f"the data that {told['name']} learned from, validated"] = f"{address}/artifacts/{data_page}"
             found[f"{told['name']} version {told['version']} in the registry"] = f"{url}/#/models/{told['name']}/versions/{told['version']}"
-    for words, path in (("data report (opens offline)", layout.raw / "validation.html"), ("evaluation report (opens offline)", layout.evaluation / "report.html"),
-                        ("settings", layout.params)):
-        if Path(path).exists():
-            found[words] = Path(path).relative_to(layout.root).as_posix()
+    undone = {record.stage for record in result.stages if record.state in ("failed", "skipped")}
+    for words, stage, path in (("data report (opens offline)", "ingest", layout.raw / "validation.html"),
+                               ("evaluation report (opens offline)", "evaluate", layout.evaluation / "report.html"), ("settings", "", layout.params)):
+        if stage not in undone and path.exists():
+            found[words] = path.relative_to(layout.root).as_posix()
     return found
 
 
@@ -94,7 +94,7 @@ def tell_outside(flow: Any, flow_run: Any, state: State) -> None:
     verdict, green = state.name or state.type.value.title(), state.is_completed()
     try:
         silence.record(layout, deployment=deployment, flow_run=naming.page(layout, flow_run.id), verdict=verdict,
-                       message=(state.message or "").partition("\n")[0], green=green)
+                       message=" ".join((state.message or "").partition(LAST_LINES)[0].split()), green=green)
     except UserError as error:
         logger.warning("%s was not written: %s", layout.scheduled.name, error)
     if verdict != silence.NEUTRAL and (trouble := silence.ping(green)):

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 MAX_REASON_CHARS = 900
+LAST_LINES = "\nIts last lines:"  # where the reason ends (`components.operations.alerts` looks for it, too)
 MAX_STATE_CHARS = 1500  # what the page shows of a state without scrolling; the log has everything
 
 
@@ -29,9 +30,10 @@ def in_words(record: StageRecord) -> str:
     reason = f"{record.stage}: {record.message}"
     if len(reason) > MAX_REASON_CHARS:
         reason = f"{reason[:MAX_REASON_CHARS]}… (whole in the log)"
-    head, room = f"{reason}\nIts last lines:", MAX_STATE_CHARS - len(reason) - len("\nIts last lines:")
+    head, room = reason + LAST_LINES, MAX_STATE_CHARS - len(reason) - len(LAST_LINES)
+    said = {line.strip() for line in reason.splitlines()} | {record.message.partition("\n")[0]}
     kept: list[str] = []
-    for line in reversed([line for line in record.last_lines if line not in (record.message, f"{record.stage}: {record.message}")]):
+    for line in reversed([line for line in record.last_lines if line.strip() not in said]):
         room -= len(line) + 3
         if room < 0:
             break

@@ -24,7 +24,7 @@ STARTED = ("Pending", "Running", "AwaitingConcurrencySlot", "Cancelled", "Droppe
 PAYLOAD = """{{"text": {{{{ ("lmworks: " ~ flow_run.name ~ "{words}" ~ reason ~ "\\n" ~ (flow_run|ui_url)) | tojson }}}}, \
 "run": {{{{ flow_run.name | tojson }}}}, "deployment": {{{{ deployment.name | tojson }}}}, "state": {{{{ flow_run.state.name | tojson }}}}, \
 "reason": {{{{ reason | tojson }}}}, "url": {{{{ (flow_run|ui_url) | tojson }}}}}}"""
-REASON = """{% set reason = ((flow_run.state.message or "") | string).split("\\n")[0] | truncate(400) %}"""
+REASON = """{% set reason = ((flow_run.state.message or "") | string).split("\\nIts last lines:")[0].split() | join(" ") | truncate(400) %}"""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,9 @@ def test_a_blocked_run_shows_expectation_and_rows(tmp_path: Path):
          "examples": [{"source": "坏.txt", "row": 7, "detail": "empty", "text": ""}]},
         {"name": "fine", "sentence": "all is well", "severity": "warn", "success": True, "checked": 9, "at_fault": 0, "examples": []}]})
     result = RunResult("Blocked", "2 documents have no text", 3, [StageRecord("ingest", "failed", ["it never ran"], exit_code=3), StageRecord("clean")])
+    result.message = "2 documents have no text\n  - text_is_there: " + "语" * 400
     text = artifact.markdown(result, layout, {"MLflow": "http://127.0.0.1:1", "settings": "params.yaml"})
+    assert "语" * 400 in text, "the reason is not cut to the width of a cell"
     assert text.startswith("# Blocked") and "坏.txt | 7 | empty" in text and "all is well" not in text
     assert "| clean | skipped |" in text and "[MLflow](http://127.0.0.1:1)" in text and "settings: `params.yaml`" in text
 
@@ -40,13 +42,13 @@ def test_rows_set_aside_stand_at_the_end_some_of_each_expectation(tmp_path: Path
     rows = [{"source": "语料.jsonl", "row": n, "detail": "", "text": f"<script>{n}</script>"} for n in range(1, 13)]
     files.write_json(layout.raw / "validation.json", {"suite": "raw", "results": [
         {"name": "text_present", "severity": "quarantine", "success": False, "at_fault": 1200, "examples": rows},
-        {"name": "text_has_no_nul", "severity": "quarantine", "success": False, "at_fault": 1, "examples": rows[:1]},
+        {"name": "text_has_no_nul", "severity": "quarantine", "success": False, "at_fault": 1, "examples": [rows[0], rows[0] | {"row": 99}]},
         {"name": "fine", "severity": "quarantine", "success": True, "at_fault": 0, "examples": []}]})
     result = RunResult("Ready", "shards is done", 0, [StageRecord("ingest", "ran")])
     text = artifact.markdown(result, layout, {"MLflow": "http://127.0.0.1:1"})
     sections = [line for line in text.splitlines() if line.startswith("#")]
     assert sections == ["# Ready", "## Stages", "## Look at", "## Quarantine: 1,201 rows set aside"]
-    assert text.count("语料.jsonl") == artifact.SAMPLE_ROWS and "| text\\_has\\_no\\_nul | 语料.jsonl | 1 |" in text and "<script>" not in text
+    assert text.count("语料.jsonl") == artifact.SAMPLE_ROWS and "| text\\_has\\_no\\_nul | 语料.jsonl | 99 |" in text and "<script>" not in text
     result.stages = [StageRecord("ingest", "failed", exit_code=3)]
     assert "## Quarantine" not in artifact.markdown(result, layout, {}), "of a blocked stage what lies there is of an earlier night"
 
@@ -54,8 +56,11 @@ def test_rows_set_aside_stand_at_the_end_some_of_each_expectation(tmp_path: Path
 def test_the_message_of_a_failure_begins_with_the_reason_and_stays_short():
     record = StageRecord("ingest", "failed", message="row 7 has no text", last_lines=["x" * 1500, "the line before", "ingest: row 7 has no text"])
     assert in_words(record) == "ingest: row 7 has no text\nIts last lines:\n  the line before"
+    record.message = "stopped the chain\n  - a: 161 rows"
+    record.last_lines = ["before", "ingest: stopped the chain", "  - a: 161 rows", "the previous data/raw is back"]
+    assert in_words(record) == "ingest: stopped the chain\n  - a: 161 rows\nIts last lines:\n  before\n  the previous data/raw is back", "nothing twice"
     record.last_lines = [f"{n} {'数据' * 300}" for n in range(20)]
-    assert in_words(record).startswith("ingest: row 7 has no text") and len(in_words(record)) <= MAX_STATE_CHARS
+    assert in_words(record).startswith("ingest: stopped the chain") and len(in_words(record)) <= MAX_STATE_CHARS
     record.message = "y" * 5000
     assert len(in_words(record)) <= MAX_STATE_CHARS and "whole in the log" in in_words(record)
 
