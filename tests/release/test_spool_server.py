@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import urllib.parse
 from pathlib import Path
 
 import pytest
+from mlflow_server import start_server
 
 from components import spool, tracking
 from components.config import Config
@@ -121,3 +124,29 @@ def test_a_deleted_run_costs_no_call_a_point(tmp_path: Path, mlflow_url: str, mo
         run.log(step, {"train/loss": 1.5})
     run.finish("FINISHED")
     assert tracking.drain(layout) == 0 and not list(layout.spool.glob("*/")) and len(calls) < 30
+
+
+def test_F1_a_server_that_is_killed_and_comes_back_elsewhere_has_every_point_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    home = tmp_path / "server"
+    home.mkdir()
+    layout = Layout(root=tmp_path, work=tmp_path / "work" / "pretrain" / "k1")
+    server, url = start_server(home)
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        run = open_run(layout, "away")
+        run.log(0, {"train/loss": 1.5})
+        assert tracking.drain(layout) == 0
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(20)
+        run.log(1, {"train/loss": 1.25})
+        run.finish("FINISHED")
+        assert tracking.unsent(layout) == 1
+        server, url = start_server(home)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        assert tracking.drain(layout) == 0 and not list(layout.spool.glob("*/"))
+        found = only_run(url, "away")
+        history = call(url, "GET", f"metrics/get-history?run_id={found['info']['run_id']}&metric_key=train/loss")["metrics"]
+        assert sorted((m["step"], m["value"]) for m in history) == [(0, 1.5), (1, 1.25)] and found["info"]["status"] == "FINISHED"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(20)
