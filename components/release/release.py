@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components import files, tracking
+from components import files, mlflow_rest, tracking
 from components.config import Config
 from components.errors import Damaged, UserError
 from components.layout import Layout
@@ -54,6 +54,7 @@ class Decision:
     verdict: str  # "passed" | "failed"
     champion_version: str | None  # after the decision
     run_id: str
+    model_id: str  # of the logged model behind the version
     criteria: list[gates.Criterion]
 
     @property
@@ -64,7 +65,7 @@ class Decision:
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, "version": self.version, "weights_sha256": self.weights_sha256,
                 "evaluation_sha256": self.evaluation_sha256, "verdict": self.verdict, "champion_version": self.champion_version,
-                "run_id": self.run_id, "criteria": [criterion.as_dict() for criterion in self.criteria]}
+                "run_id": self.run_id, "model_id": self.model_id, "criteria": [criterion.as_dict() for criterion in self.criteria]}
 
 
 def preload() -> None:
@@ -126,7 +127,7 @@ def release_one(client: Any, experiment: str, subject: Subject, config: Config, 
     lineage.copy_in(client, run_id, subject, config, layout)
     version = registry.find_version(client, subject.name, subject.weights_sha256, subject.evaluation_sha256)
     if version is not None and not package.is_sound(version.source, json.loads(version.tags[registry.FILES]), subject.name, layout):
-        say(f"{subject.name}: the stored files of version {version.version} are damaged; registering the weights again")
+        say(f"{subject.name}: the stored files of version {version.version} are damaged or gone; registering the weights again")
         version = None
     if version is None:
         say(f"{subject.name}: registering weights {subject.weights_sha256[:12]}")
@@ -148,7 +149,7 @@ def release_one(client: Any, experiment: str, subject: Subject, config: Config, 
     decision = Decision(
         name=subject.name, version=str(version.version), weights_sha256=subject.weights_sha256, evaluation_sha256=subject.evaluation_sha256,
         verdict="passed" if moved else "failed", champion_version=str(version.version) if moved else current and str(current.version),
-        run_id=run_id, criteria=list(criteria))
+        run_id=run_id, model_id=registry.model_id(version), criteria=list(criteria))
     registry_page.write(client, subject, config, contract.known(client, version if moved else current, layout), registry.address(layout))
     say(sentence(decision))
     judged_items.judge(client, experiment, subject, registry.model_id(version), layout, say)
@@ -226,7 +227,7 @@ def sentence(decision: Decision) -> str:
 
 
 def receipt_current(config: Config, layout: Layout) -> bool:
-    """Whether the last release was of exactly these outs and the registry still says so: one REST call a model, no MLflow import."""
+    """Whether the last release was of exactly these outs and the server still says so: two REST calls a model, no MLflow import."""
     try:
         receipt = files.read_json(layout.receipt)
         subjects = lineage.subjects(config, layout)
@@ -243,6 +244,8 @@ def receipt_current(config: Config, layout: Layout) -> bool:
             model = registry.registered(layout, subject.name)
             if model is None or model["aliases"].get("candidate") != mine["version"] or model["aliases"].get("champion") != mine["champion_version"]:
                 return False
-    except (OSError, UserError, KeyError, TypeError, AttributeError):
+            if mlflow_rest.call(registry.address(layout), "GET", f"logged-models/{mine['model_id']}") is None:
+                return False  # somebody deleted it in the page: nothing of ours loads the version any more
+    except (OSError, UserError, KeyError, TypeError, AttributeError, mlflow_rest.Unreachable):
         return False
     return True

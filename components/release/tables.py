@@ -17,8 +17,9 @@ from components.config import Config
 from components.layout import Layout
 
 ANSWERS, SAMPLES = "tables/answers.json", "tables/samples.json"
-ANSWER_COLUMNS = ("id", "application", "language", "prompt", "expected", "answer", "metric", "score", "correct")
-SAMPLE_COLUMNS = ("language", "prompt", "temperature", "seed", "text")
+# the page groups rows by the first column and lays the second of each run side by side, before anybody has chosen anything
+ANSWER_COLUMNS = ("prompt", "answer", "expected", "correct", "score", "metric", "application", "language", "id")
+SAMPLE_COLUMNS = ("sample", "text", "language", "prompt", "temperature", "seed")
 LOGGED = "mlflow.loggedArtifacts"  # the tag by which the page knows which artifacts are tables
 MAX_ROWS = 200
 MAX_CELL_CHARS = 1000
@@ -79,8 +80,9 @@ def _document(layout: Layout) -> Callable[[str, str, dict[str, Any]], dict[str, 
 
     def make(_application: str, item_id: str, metrics: dict[str, Any]) -> dict[str, Any]:
         nats = metrics["nats"]
-        return {"prompt": texts.get(item_id, "")[:OPENING_CHARS], "expected": "", "answer": "", "metric": "bits_per_byte",
-                "score": round(nats["value"] / max(nats["weight"], 1) / math.log(2), 6), "correct": ""}
+        bits = round(nats["value"] / max(nats["weight"], 1) / math.log(2), 6)
+        return {"prompt": texts.get(item_id, "")[:OPENING_CHARS], "expected": "", "answer": f"{bits:.3f} bits per byte", "metric": "bits_per_byte",
+                "score": bits, "correct": ""}
 
     return make
 
@@ -107,7 +109,7 @@ def _record(layout: Layout) -> Callable[[str, str, dict[str, Any]], dict[str, An
 def samples(kind: str, config: Config, layout: Layout) -> list[dict[str, Any]]:
     """SAMPLE_COLUMNS: how a base goes on with the openings of test documents, or what an instruct model answers to a few records."""
     told = files.read_json(layout.evaluation / "samples.json")
-    if kind == "base":
-        return [{**row, "seed": config.seed} for row in told["continuations"]]
-    return [{"language": row["language"], "prompt": row["prompt"], "temperature": 0.0, "seed": config.seed, "text": row["answer"]}
-            for row in told["answers"]]  # greedy: the seed changes nothing
+    greedy = [{"language": row["language"], "prompt": row["prompt"], "temperature": 0.0, "text": row["answer"]} for row in told["answers"]]
+    rows = told["continuations"] if kind == "base" else greedy
+    # one prompt is asked at several temperatures, so that alone it names no row
+    return [{**row, "seed": config.seed, "sample": f"{row['prompt']} (temperature {row['temperature']:g})"} for row in rows]

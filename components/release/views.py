@@ -19,6 +19,7 @@ VIEW = "mlflow.sharedViewState."
 PACKED = "deflate;"
 KIND = "mlflow.experimentKind"
 NEWEST_FIRST = {"orderByKey": "attributes.start_time", "orderByAsc": False}
+BY_NAME = {"orderByKey": "tags.`mlflow.runName`", "orderByAsc": True}  # the runs of one kind of model stand together
 WHAT = ("tags.`lmworks.size`", "tags.`lmworks.languages`", "tags.`lmworks.seed`", "tags.`lmworks.corpus_digest`")
 BEST = ("metrics.`val/bits_per_byte`", "metrics.`val/bits_per_byte_best`")
 
@@ -33,10 +34,11 @@ def ship(client: Any, experiment: str, run_ids: dict[str, str], measured: Iterab
     if KIND not in tags:  # else the page guesses from the traces of `judged` that this is about agents, and hides the runs
         client.set_experiment_tag(experiment, KIND, "custom_model_development")
     figures = [f"metrics.`{key}`" for key in measured]
-    for view_id, (name, state) in views(compared(client, run_ids), figures).items():
+    now_ms = int(time.time() * 1000)
+    for place, (view_id, (name, state)) in enumerate(views(compared(client, run_ids), figures).items()):
         before = _read(tags.get(VIEW + view_id))
         if before is None or (before["name"], unpacked(before["state"])) != (name, state):
-            made_ms = before["createdAt"] if before else int(time.time() * 1000)
+            made_ms = before["createdAt"] if before else now_ms - place  # the page lists the newest first
             client.set_experiment_tag(experiment, VIEW + view_id, json.dumps({"name": name, "createdAt": made_ms, "state": packed(state)}))
 
 
@@ -49,15 +51,15 @@ def views(run_ids: list[str], figures: list[str]) -> dict[str, tuple[str, dict[s
                                               "metrics.`train/tokens_per_s`", "attributes.`Dataset`"])),
         "lmworks-champion": ("Champion against candidate", _state(
             f"attributes.run_id IN ({listed})",
-            ["attributes.`Models`", "tags.`lmworks.verdict`", *figures, *BEST, *WHAT])),
+            ["attributes.`Models`", "tags.`lmworks.verdict`", *figures, *BEST, *WHAT], BY_NAME)),
         "lmworks-nightly": ("Nightly", _state(
             "tags.`lmworks.deployment` LIKE '%'", ["tags.`lmworks.deployment`", "tags.`lmworks.verdict`", "tags.`lmworks.prefect_run`",
                                                    "tags.`lmworks.corpus_digest`", "tags.`lmworks.error`", *figures]))}
 
 
-def _state(search: str, columns: list[str]) -> dict[str, Any]:
+def _state(search: str, columns: list[str], order: dict[str, Any] = NEWEST_FIRST) -> dict[str, Any]:
     """What the page of runs keeps of itself: the filter, the order and the columns. The rest it sets as it does for a new visitor."""
-    return {"searchFilter": search, **NEWEST_FIRST, "startTime": "ALL", "lifecycleFilter": "Active", "modelVersionFilter": "All Runs",
+    return {"searchFilter": search, **order, "startTime": "ALL", "lifecycleFilter": "Active", "modelVersionFilter": "All Runs",
             "datasetsFilter": [], "selectedColumns": columns, "columnOrder": [], "columnWidths": {}, "viewMaximized": False,
             "runListHidden": False, "groupBy": None, "hideEmptyCharts": True}
 

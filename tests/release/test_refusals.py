@@ -28,7 +28,7 @@ def test_a_deleted_experiment_is_refused_before_anything_trains(mlflow_url: str,
 
 def test_a_champion_whose_gate_says_no_now_is_not_called_promoted():
     criterion = gates.above_majority({"classification, Chinese": (0.2, 0.3)})
-    decision = Decision(name="x", version="1", weights_sha256="", evaluation_sha256="", verdict="failed", champion_version="1", run_id="r", criteria=[criterion])
+    decision = Decision(name="x", version="1", weights_sha256="", evaluation_sha256="", verdict="failed", champion_version="1", run_id="r", model_id="m-1", criteria=[criterion])
     assert not decision.promoted
     assert sentence(decision).startswith("x: version 1 does not pass its gate any more (macro-F1 not above")
 
