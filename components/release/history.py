@@ -50,23 +50,27 @@ def _made(model: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     return moves
 
 
+def recorded(model: dict[str, Any]) -> str | None:
+    """The version that a gate made champion last; None before the first."""
+    moves = _made(model)
+    return moves[-1][1]["to"] if moves else None
+
+
 def by_hand(model: dict[str, Any]) -> str | None:
     """In words, that the alias is not where the last recorded promotion put it; None when it is."""
-    moves, champion = _made(model), model["aliases"].get("champion")
-    last = moves[-1][1]["to"] if moves else None
+    last, champion = recorded(model), model["aliases"].get("champion")
     if champion == last:
         return None
-    recorded = f"the last recorded promotion is of version {last}" if last else "no promotion is recorded"
+    known = f"the last recorded promotion is of version {last}" if last else "no promotion is recorded"
     if champion is None:
-        return f"the alias champion was removed by hand, or its version was deleted: {recorded}"
-    return f"not gated: the alias champion was moved by hand to version {champion}; {recorded}"
+        return f"the alias champion was removed by hand, or its version was deleted: {known}"
+    return f"not gated: the alias champion was moved by hand to version {champion}; {known}"
 
 
 def planned(model: dict[str, Any], *, to: str, who: str, when: str, why: str) -> dict[int, dict[str, Any]]:
     """Entries to write before the alias moves to version `to`; a move that somebody made by hand before gets its own."""
     moves, champion = _made(model), model["aliases"].get("champion")
-    number = moves[-1][0] if moves else 0
-    last = moves[-1][1]["to"] if moves else None
+    number, last = moves[-1][0] if moves else 0, recorded(model)
     entries = []
     if champion != last:
         entries.append({"when": when, "who": "unknown", "from": last, "to": champion, "why": f"{BY_HAND} (found at the next promotion)"})

@@ -29,6 +29,19 @@ def model_of(client: Any, name: str) -> dict[str, Any]:
     return {"aliases": {alias: str(version) for alias, version in model.aliases.items()}, "tags": dict(model.tags)}
 
 
+def last_gated(client: Any, name: str) -> Any | None:
+    """The version that a gate made champion last, if it is still there."""
+    from mlflow.exceptions import MlflowException
+
+    number = history.recorded(model_of(client, name))
+    try:
+        return client.get_model_version(name, number) if number else None
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
 def move_champion(client: Any, name: str, model: dict[str, Any], *, to: str, why: str) -> None:
     """Write history, then move the alias. The caller holds the promotion lock and has just read `model`."""
     entries = history.planned(model, to=to, who=user(), when=datetime.now(UTC).isoformat(timespec="seconds"), why=why)
@@ -40,16 +53,16 @@ def move_champion(client: Any, name: str, model: dict[str, Any], *, to: str, why
 
 def promote(client: Any, name: str, version: str, layout: Layout,
             judge: Callable[[Any | None], tuple[bool, str]]) -> tuple[bool, Any | None]:
-    """Compare-and-set of the alias champion. Returns (moved or already there, the champion judged against).
+    """Compare-and-set of the alias champion. Returns (moved or already there, the champion before).
 
     `judge(champion)` says whether `version` passes against that champion, and why. Judging takes minutes, so it runs
-    outside the lock; when the champion changed meanwhile, it is judged again against the new one. A version that
-    somebody made champion by hand, and that passes, is recorded as any other. Raises UserError when other promotions
-    keep moving the alias.
+    outside the lock; when the champion changed meanwhile, it is judged again against the new one. A version that somebody
+    made champion by hand is judged against the champion that a gate made last: it is no judge of itself. Raises UserError
+    when other promotions keep moving the alias.
     """
     for _attempt in range(5):
         champion = aliased(client, name, "champion")
-        passed, why = judge(champion)
+        passed, why = judge(last_gated(client, name) if champion and str(champion.version) == version else champion)
         if not passed:
             return False, champion
         with files.lock(layout.promotion_lock, what="a promotion", wait_s=60):

@@ -48,10 +48,10 @@ def write_tokens(folder: Path) -> None:
     files.write_manifest(folder)
 
 
-def write_model(out: Path, *, seed: int, scale: float = 1.0) -> None:
+def write_model(out: Path, *, seed: int, scale: float = 1.0, context: int = 64) -> None:
     """A published model; `scale` multiplies its embeddings: 30 gives one that is confident and wrong."""
     shutil.rmtree(out, ignore_errors=True)
-    tiny_models.make_model(out / "model", seed=seed, scale=scale)
+    tiny_models.make_model(out / "model", seed=seed, scale=scale, context=context)
     files.write_json(out / "metrics.json", {"train/loss": 3.5, "val/loss": 3.6, "steps": 40})
     files.write_json(out / "training.json", {"parameters": 30_000, "imported": False, "threads": 1})
     files.write_manifest(out)
@@ -97,7 +97,7 @@ def make(root: Path, config: Config, *, seed: int = 1, scale: float = 1.0, **eva
     return layout
 
 
-def retrain(layout: Layout, config: Config, *, seed: int, scale: float = 1.0, **evaluation: float) -> None:
-    write_model(layout.pretrained, seed=seed, scale=scale)
+def retrain(layout: Layout, config: Config, *, seed: int, scale: float = 1.0, context: int = 64, **evaluation: float) -> None:
+    write_model(layout.pretrained, seed=seed, scale=scale, context=context)
     write_model(layout.finetuned, seed=seed + 100)
     evaluate(layout, config, **evaluation)

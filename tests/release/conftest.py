@@ -9,9 +9,15 @@ from mlflow_server import start_server
 
 
 @pytest.fixture(scope="session")
-def mlflow_url(tmp_path_factory):
+def mlflow_folder(tmp_path_factory):
+    """Where the server's database and artifacts lie."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture(scope="session")
+def mlflow_url(mlflow_folder):
     """Address of a real MLflow server, for the whole test session."""
-    server, url = start_server(tmp_path_factory.mktemp("mlflow"))
+    server, url = start_server(mlflow_folder)
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = url
     yield url

@@ -17,19 +17,21 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def start_server(folder: Path) -> tuple[subprocess.Popen, str]:
+def start_server(folder: Path, host: str = "127.0.0.1") -> tuple[subprocess.Popen, str]:
+    """A second server on the same folder, on another address of this machine, serves the same models."""
     port = free_port()
+    allowed = [] if host == "127.0.0.1" else ["--allowed-hosts", f"{host}:*,localhost:*,127.0.0.1:*"]
     environment = os.environ | {
         "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_MODEL_CATALOG_URI": "", "PYTHONWARNINGS": "ignore:starlette.middleware.wsgi is deprecated"}
-    log = open(folder / "server.log", "wb")  # noqa: SIM115  the server writes to it until the end
+    log = open(folder / f"server-{port}.log", "wb")  # noqa: SIM115  the server writes to it until the end
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", "sqlite:///mlflow.db",
-         "--artifacts-destination", "artifacts", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+         "--artifacts-destination", "artifacts", "--host", host, "--port", str(port), "--workers", "1", *allowed,
          "--uvicorn-opts", "--log-level warning --no-access-log"],
         cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     log.close()
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://{host}:{port}"
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         try:
@@ -39,4 +41,4 @@ def start_server(folder: Path) -> tuple[subprocess.Popen, str]:
             if server.poll() is not None:
                 break
             time.sleep(0.2)
-    raise RuntimeError(f"the MLflow server did not start:\n{(folder / 'server.log').read_text()[-2000:]}")
+    raise RuntimeError(f"the MLflow server did not start:\n{(folder / f'server-{port}.log').read_text()[-2000:]}")
