@@ -33,7 +33,7 @@ ERROR = "lmworks.error"
 MAX_ERROR_CHARS = 500
 SO_FAR = {
     "RUNNING": "**In training.** The verdict and the scores come with the release.",
-    "FINISHED": "**Trained.** The release judges it and writes the verdict here.",
+    "FINISHED": "**Trained.** The release judges the weights and writes its verdict here, or to an earlier run that trained the very same ones.",
     "KILLED": "**Stopped before its end.** The next run of the chain goes on from the last checkpoint, in this same row.",
 }
 
