@@ -92,7 +92,8 @@ def show_data(data: dict[str, list[dict[str, Any]]] | None, out: Console) -> Non
     if not data["digests"] and not data["splits"]:
         tables.fact(out, "data", "the same")
         return
-    tables.fact(out, "data", *(f"{row['what']} {_short(row['a'])} -> {_short(row['b'])}" for row in data["digests"]))
+    lines = [f"{row['what']} {_short(row['a'])} -> {_short(row['b'])}" for row in data["digests"]]
+    tables.fact(out, "data", *lines, *([] if data["splits"] else ["as many documents and tokens in every split and language"]))
     if data["splits"]:
         out.print()
         rows = [tables.Row([row["split"], row["language"], _counts(row, "documents"), _counts(row, "tokens")]) for row in data["splits"]]

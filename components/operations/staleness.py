@@ -28,12 +28,13 @@ def names(layout: Layout) -> list[str]:
 def _repo(layout: Layout) -> Iterator[Any]:
     """An open DVC repository under its lock; other commands are waited for. DVC's errors become ours."""
     environment.apply(layout)
-    logging.getLogger("dvc").setLevel(logging.ERROR)
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo, lock_repo
     from dvc.rwlock import RWLockFileCorruptedError
 
+    # after the import, which sets it; at ERROR a terminal gets a progress bar for each file that is looked at
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)
     try:
         # DVC names files relative to the current folder; people should read the same from anywhere
         with contextlib.chdir(layout.root), Repo(str(layout.root), _wait_for_lock=True) as repo, lock_repo(repo):

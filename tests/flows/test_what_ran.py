@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import subprocess
 
 import pytest
@@ -46,6 +48,18 @@ def test_status_with_servers_and_stages_that_are_stale(checkout):
         assert "first: input first.txt changed" in text and "no model is registered yet" in text
     finally:
         checkout.wish("first", "1")
+
+
+@pytest.mark.parametrize("command", ["why", "status"])
+def test_a_terminal_sees_no_progress_bars_of_DVC(checkout, command: str):
+    terminal, other_end = pty.openpty()
+    try:
+        subprocess.run([environment.python(checkout.layout), "-m", "commands", command], cwd=checkout.root, env=environment.child(checkout.layout),
+                       stdout=subprocess.PIPE, stderr=other_end, check=True)
+        assert select.select([terminal], [], [], 0)[0] == [], os.read(terminal, 2000)
+    finally:
+        os.close(other_end)
+        os.close(terminal)
 
 
 def test_a_server_that_does_not_answer_is_named_and_the_rest_is_shown(checkout):
