@@ -20,8 +20,8 @@ from components.release.lineage import Subject
 MODEL_FILE = Path(__file__).resolve().parents[1] / "serving" / "model_file.py"
 # Ranges in which loading and serving were tried, so that a consumer on the same Python minor sees no warning
 # (transformers 5.24 already warns about an argument that 5.23 asks for).
-REQUIREMENTS = ["mlflow>=3.17.2,<3.18", "torch>=2.13,<2.14", "transformers>=5.23,<5.24"]
-TRIED_MLFLOW = ("3.17.2",)  # with which a consumer loaded and served a released model
+REQUIREMENTS = ["mlflow>=3.15,<3.18", "torch>=2.13,<2.14", "transformers>=5.23,<5.24"]
+TRIED_MLFLOW = ("3.15.0", "3.16.1", "3.17.2")  # with which a consumer loaded and served a released model
 MAX_NEW_TOKENS = 64
 
 
