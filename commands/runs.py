@@ -90,10 +90,12 @@ def show_models(told: dict[str, Any], out: Console) -> None:
     elif not told["problems"]:
         whose = f" under the name {told['name']}" if told["name"] else ""
         tables.paragraph(out, f"no model was trained{whose} yet; start with: lmworks run" + (" (other names: lmworks runs --all)" if told["name"] else ""))
-    if told["unsent"]:
-        tables.heading(out, "not wholly sent to MLflow")
-        for run in told["unsent"]:
-            tables.paragraph(out, f"{tables.plain(run['name'])}, started {tables.moment(run['started_s'])}", indent=tables.GAP)
+    seen = {(run["name"], run["started_s"]) for run in told["models"]}
+    for run in told["unsent"]:
+        if not run["in_training"]:
+            tables.paragraph(out, f"not wholly sent to MLflow: {run['name']}, started {tables.moment(run['started_s'])}; the next run sends it")
+        elif (run["name"], run["started_s"]) not in seen:
+            tables.paragraph(out, f"in training: {run['name']}, started {tables.moment(run['started_s'])}")
 
 
 def _minutes(seconds: float | None) -> str:

@@ -22,5 +22,5 @@ def latest(url: str, limit: int) -> list[dict[str, Any]]:
         "name": run["name"], "verdict": run["state_name"], "type": run["state_type"],
         # one that was deleted since is still no run from a terminal
         "deployment": deployments.get(run["deployment_id"], "a deleted deployment") if run.get("deployment_id") else None,
-        "started_at": run.get("start_time") or run.get("expected_start_time"), "elapsed_s": run.get("total_run_time"),
+        "started_at": run.get("start_time") or run.get("expected_start_time"), "elapsed_s": run.get("estimated_run_time"),  # of one that goes on: until now
         "message": (run.get("state") or {}).get("message") or "", "url": f"{url}/runs/flow-run/{run['id']}"} for run in runs]

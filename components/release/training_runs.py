@@ -5,7 +5,7 @@ from __future__ import annotations
 import urllib.parse
 from typing import Any
 
-from components import files, mlflow_rest
+from components import files, mlflow_rest, spool
 from components.errors import UserError
 from components.layout import Layout
 from components.release.registry import VERDICT, WEIGHTS
@@ -74,12 +74,19 @@ def _run(run: dict[str, Any], experiments: dict[str, str], url: str) -> dict[str
 
 
 def spooled(layout: Layout) -> list[dict[str, Any]]:
-    """Training runs of this checkout whose last points no server has yet: {"name", "experiment", "stage", "started_s"}, newest first."""
+    """Runs of this checkout that train now or whose last points no server has yet, newest first: {"name", "experiment", "stage", "started_s",
+    "in_training"}."""
+    from components.operations import liveness
+
     known = []
     for path in layout.spool.glob("*/run.json"):
         try:
             about = files.read_json(path)
-            known.append({"name": about["name"], "experiment": about["experiment"], "stage": about["tags"][STAGE], "started_s": about["started_ms"] / 1000})
+            run = {"name": about["name"], "experiment": about["experiment"], "stage": about["tags"][STAGE], "started_s": about["started_ms"] / 1000,
+                   "in_training": liveness.process_of(about["process"]) is not None}
+            unsent = (path.parent / "events.jsonl").stat().st_size > spool.sent(path.parent)["offset"]
         except (OSError, UserError, KeyError, TypeError):
             continue  # a damaged spool cannot say what it is
+        if unsent or run["in_training"]:
+            known.append(run)
     return sorted(known, key=lambda run: -run["started_s"])

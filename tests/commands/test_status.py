@@ -108,7 +108,7 @@ def test_stages_that_only_follow_are_counted():
     assert status._stale(told) == ["pretrain: params.yaml training.steps: 240 -> 250 (+1 more)", "and 2 stages after it", "see all: lmworks why"]
 
 
-def test_a_champion_that_was_moved_by_hand_is_named():
+def test_H2_a_champion_that_was_moved_by_hand_is_named():
     versions = [{"version": 2, "verdict": "failed", "weights_sha256": "b" * 64, "note": "moved by hand", "gated": False},
                 {"version": 1, "verdict": "passed", "weights_sha256": "a" * 64, "note": None}]
     models = [{"name": "模型", "aliases": {"champion": "2", "candidate": "2"}, "versions": versions},

@@ -101,7 +101,7 @@ def test_versions_and_history_fit_the_terminal(two, lmworks):
     assert "none -> 1" in text and "finite_loss" in text and fits(text), text
 
 
-def test_the_history_says_when_the_alias_was_moved_by_hand(two, lmworks):
+def test_H2_the_history_says_when_the_alias_was_moved_by_hand(two, lmworks):
     _, _, client = two
     before = client.get_model_version_by_alias("pair", "champion").version
     other = {"1": "2", "2": "1"}[str(before)]

@@ -1,0 +1,99 @@
+"""`lmworks backup` and `restore`: all that this checkout has learned, in one folder, and back into a fresh clone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from commands import display, tables
+from components.layout import Layout
+
+KINDS = (("databases", ("mlruns/mlflow.db", ".prefect/")), ("models and runs", ("mlruns/artifacts/",)), ("data and models of the chain", (".dvc/",)),
+         ("imported base", ("data/imported/",)), ("settings and state", ("",)))
+
+
+def _by_kind(listed: dict[str, dict[str, Any]]) -> dict[str, tuple[int, int]]:
+    """{kind: (files, bytes)}; a file counts for the first kind that fits."""
+    told: dict[str, tuple[int, int]] = {}
+    for name, entry in listed.items():
+        kind = next(kind for kind, starts in KINDS if name.startswith(starts))
+        count, size = told.get(kind, (0, 0))
+        told[kind] = count + 1, size + int(entry["bytes"])
+    return told
+
+
+def _show(index: dict[str, Any], out: Any) -> None:
+    kinds = _by_kind(index["files"])
+    tables.table(out, ["kind", "files", "MB"], [tables.Row([kind, f"{kinds[kind][0]:,}", f"{kinds[kind][1] / 1e6:,.1f}"]) for kind, _ in KINDS if kind in kinds],
+                 right=(1, 2))
+    for version in index["versions"]:
+        if version["aliases"]:
+            tables.fact(out, "model", f"{version['name']} version {version['version']} ({', '.join(version['aliases'])}), weights {(version['weights_sha256'] or 'unknown')[:12]}")
+
+
+def backup(
+    path: Annotated[Path, typer.Argument(help="a new folder, best on another disk", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="for machines; progress goes to stderr")] = False,
+) -> None:
+    """Write a backup: databases, models, runs, data and settings; the servers may run, a run may not.
+
+    In it: MLflow's and Prefect's databases, each as of one moment; the model store; the bytes that dvc.lock names (the outputs of
+    all stages), an imported base, params.yaml, sources.yaml, dvc.lock, unsent points, the last receipt; backup.json with the
+    sha256 of every file. Not in it: the code (git), .venv and data/packages (make setup), your own text outside this checkout
+    (its snapshot is), checkpoints of an unfinished training, and servers that MLFLOW_TRACKING_URI or PREFECT_API_URL name.
+
+    Example:  lmworks backup /mnt/backups/2026-11-25
+    """
+    from components.operations import backup as making
+
+    index = making.create(Layout(), path)
+    size = sum(int(entry["bytes"]) for entry in index["files"].values())
+    if as_json:
+        typer.echo(json.dumps({"path": str(path.absolute()), "files": len(index["files"]), "bytes": size, **{
+            key: index[key] for key in ("made_at", "git", "versions", "warnings", "not_in")}}, ensure_ascii=False, indent=1))
+        return
+    out = display.console()
+    tables.heading(out, f"{path}: {len(index['files']):,} files, {size / 1e6:,.1f} MB, every one with its sha256 in {making.INDEX}")
+    _show(index, out)
+    for line in index["warnings"]:
+        tables.paragraph(out, Text(tables.plain(line), style="yellow"), indent=tables.LABEL, first=Text("attention", style="yellow"))
+    tables.fact(out, "not in it", *index["not_in"])
+    tables.fact(out, "bring back", f"in a fresh clone, after make setup: lmworks restore {path}")
+
+
+def restore(
+    path: Annotated[Path, typer.Argument(help="a folder that `lmworks backup` wrote", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="for machines; progress goes to stderr")] = False,
+) -> None:
+    """Bring a backup back into an empty checkout, all of it or nothing.
+
+    Every file is hashed before anything is changed. The checkout may have been set up (databases that nobody used are replaced),
+    but must hold no runs, models or data; the servers must be down. Afterwards `lmworks up` serves the same champions, and
+    `lmworks run` finds nothing to do.
+
+    Example:  lmworks restore /mnt/backups/2026-11-25
+    """
+    from components.operations import restoration
+
+    done = restoration.restore(Layout(), path)
+    index, stands = done["index"], done["standing"]
+    problems = stands.lines() if stands else []
+    if as_json:
+        typer.echo(json.dumps({"path": str(path.absolute()), "files": len(index["files"]), "made_at": index["made_at"], "git": index["git"],
+                               "replaced": done["replaced"], "versions": index["versions"], "problems": problems}, ensure_ascii=False, indent=1))
+        return
+    out = display.console()
+    tables.heading(out, f"{path}: {len(index['files']):,} files of {index['made_at'].replace('T', ' ').replace('+00:00', ' UTC')} are back, every one hashed")
+    _show(index, out)
+    if done["replaced"]:
+        tables.fact(out, "replaced", f"{', '.join(done['replaced'])} (git diff shows how)")
+    for line in problems:
+        tables.paragraph(out, Text(tables.plain(line), style="yellow"), indent=tables.LABEL, first=Text("attention", style="yellow"))
+    commit = index["git"]["commit"]
+    if commit:
+        tables.fact(out, "code then", f"{commit[:12]}; where yours is other code, stages that it changes run again")
+    tables.fact(out, "next", "lmworks up", "lmworks models", "lmworks run --dry-run")
