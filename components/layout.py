@@ -106,4 +106,10 @@ class Layout:
     @property
     def mlruns(self) -> Path: return self.root / "mlruns"
     @property
+    def mlflow_database(self) -> Path: return self.mlruns / "mlflow.db"
+    @property
+    def artifacts(self) -> Path: return self.mlruns / "artifacts"
+    @property
     def prefect_home(self) -> Path: return self.root / ".prefect"
+    @property
+    def prefect_database(self) -> Path: return self.prefect_home / "prefect.db"

@@ -1,0 +1,180 @@
+"""The two SQLite files of this checkout, read from outside while their servers run: a consistent copy, and what stands in one.
+
+Nothing here writes to them, makes one or migrates one: that is their servers' business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from components import files
+from components.errors import Damaged, UserError
+from components.layout import Layout
+from components.release import registry
+
+BUSY_S = 30  # how long a writer is waited for
+PROXIED = "mlflow-artifacts:/"  # how our server addresses its artifacts, wherever the checkout lies
+GONE = "Deleted_Internal"  # MLflow keeps the row of a deleted version, with this stage
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """An existing database, for reading. Raises UserError (no such file, busy) and Damaged (it is no database, or is broken)."""
+    if not path.exists():
+        raise UserError(f"no database {path}. Run: make setup")
+    try:
+        # rw and not ro: SQLite must be able to make the files of its log beside a database whose server was killed
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_S)) as connection:
+            yield connection
+    except sqlite3.OperationalError as error:
+        raise UserError(f"{path}: {error}. Mend that, then run the same command again") from error
+    except sqlite3.DatabaseError as error:
+        raise Damaged(f"{path} is damaged: {error}. Bring a backup back into an empty checkout: lmworks restore PATH") from error
+
+
+def snapshot(source: Path, target: Path) -> None:
+    """A copy as of one moment, by SQLite's own online backup: the server may go on writing. One file, checked from end to end.
+
+    Raises UserError and Damaged.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with opened(source) as live, contextlib.closing(sqlite3.connect(target)) as copy:
+        live.backup(copy)  # in one step: in several, a busy writer would make it begin again and again
+        copy.execute("PRAGMA journal_mode=DELETE")
+        problems = [row[0] for row in copy.execute("PRAGMA integrity_check")]
+        if problems != ["ok"]:
+            raise Damaged(f"{source} is damaged: {problems[0]}. Bring a backup back into an empty checkout: lmworks restore PATH")
+
+
+def rows(path: Path, table: str) -> int:
+    """How many rows a table has; 0 where there is no such table (a database that no server has filled yet)."""
+    with opened(path) as database:
+        known = database.execute("SELECT count(*) FROM sqlite_master WHERE type='table' AND name=?", (table,)).fetchone()[0]
+        return database.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0] if known else 0
+
+
+# --- what MLflow's database says of models -------------------------------------------------------
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A version of a registered model, as MLflow's database has it."""
+
+    name: str
+    number: str
+    aliases: tuple[str, ...]
+    weights_sha256: str | None
+    run_id: str
+    model_id: str
+    folder: str | None  # below the artifacts; None: its files are not in this store
+    vouched: str | None  # JSON: {file: sha256}, from the tag that release wrote
+
+
+def versions(path: Path) -> list[Version]:
+    """Every version that was not deleted, by name and number. Raises UserError and Damaged."""
+    with opened(path) as database:
+        if not database.execute("SELECT count(*) FROM sqlite_master WHERE name='model_versions'").fetchone()[0]:
+            return []
+        places = dict(database.execute("SELECT model_id, artifact_location FROM logged_models").fetchall())
+        aliases: dict[tuple[str, str], list[str]] = {}
+        for name, number, alias in database.execute("SELECT name, version, alias FROM registered_model_aliases ORDER BY alias"):
+            aliases.setdefault((name, str(number)), []).append(alias)
+        tags: dict[tuple[str, str], dict[str, str]] = {}
+        for name, number, key, value in database.execute("SELECT name, version, key, value FROM model_version_tags"):
+            tags.setdefault((name, str(number)), {})[key] = value
+        found = []
+        for name, number, source, run_id in database.execute(
+                "SELECT name, version, source, run_id FROM model_versions WHERE current_stage != ? ORDER BY name, version", (GONE,)):
+            key, model_id = (name, str(number)), str(source).removeprefix("models:/")
+            place = str(places.get(model_id, source))
+            found.append(Version(
+                name=name, number=str(number), aliases=tuple(aliases.pop(key, ())), weights_sha256=tags.get(key, {}).get(registry.WEIGHTS),
+                run_id=run_id or "", model_id=model_id, vouched=tags.get(key, {}).get(registry.FILES),
+                folder=place.removeprefix(PROXIED).strip("/") if place.startswith(PROXIED) else None))
+        return found
+
+
+def dangling(path: Path) -> list[str]:
+    """Aliases of versions that the registry has no more, in words."""
+    known = {(version.name, version.number) for version in versions(path)}
+    with opened(path) as database:
+        if not database.execute("SELECT count(*) FROM sqlite_master WHERE name='registered_model_aliases'").fetchone()[0]:
+            return []
+        return [f"{name}@{alias} names version {number}, which the registry does not have" for name, alias, number in database.execute(
+            "SELECT name, alias, version FROM registered_model_aliases ORDER BY name, alias") if (name, str(number)) not in known]
+
+
+def model_folders(path: Path) -> set[str]:
+    """The folders, below the artifacts, of all models that the database knows: registered, not registered, and in the bin."""
+    with opened(path) as database:
+        return {place.removeprefix(PROXIED).strip("/") for (place,) in database.execute("SELECT artifact_location FROM logged_models")
+                if place.startswith(PROXIED)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How the registry's database and the model store agree."""
+
+    sound: list[Version]
+    unsound: dict[Version, str]  # what is wrong with its files
+    dangling: list[str]  # aliases without a version, in words
+    orphans: list[str]  # model folders that the database does not know: it is older than the store
+
+    def lines(self) -> list[str]:
+        """What a person must know, one sentence each; [] where all is well."""
+        told = []
+        for version, wrong in self.unsound.items():
+            named = f" ({' and '.join(f'{version.name}@{alias}' for alias in version.aliases)} {'points' if len(version.aliases) == 1 else 'point'} there)"
+            told.append(f"{version.name} version {version.number}{named if version.aliases else ''} cannot be served: {wrong}")
+        told += self.dangling
+        if self.orphans:
+            told.append(f"{len(self.orphans)} model folder{'s are' if len(self.orphans) > 1 else ' is'} newer than the database, which does not know "
+                        f"{'them' if len(self.orphans) > 1 else 'it'}: {', '.join(self.orphans[:3])}{' …' if len(self.orphans) > 3 else ''}. "
+                        "Nothing serves them; `lmworks run` registers what this checkout's data holds again")
+        return told
+
+
+def standing(layout: Layout) -> Standing:
+    """Hold every version's files against what was registered, by hash. Raises UserError and Damaged (of the database itself)."""
+    path, store = layout.mlflow_database, layout.artifacts
+    sound: list[Version] = []
+    unsound: dict[Version, str] = {}
+    known = versions(path)
+    for version in known:
+        wrong = wrong_with(version, store)
+        if wrong is None:
+            sound.append(version)
+        else:
+            unsound[version] = wrong
+    there = {folder.relative_to(store).as_posix() for folder in store.glob("*/models/m-*/artifacts")} if store.exists() else set()
+    return Standing(sound=sound, unsound=unsound, dangling=dangling(path), orphans=sorted(there - model_folders(path)) if known or there else [])
+
+
+def wrong_with(version: Version, store: Path) -> str | None:
+    """What is wrong with a version's files, in words; None where every byte is the one that was registered."""
+    if version.folder is None:
+        return "its files are not in this checkout's model store"
+    folder = store / version.folder
+    if not folder.is_dir():
+        return f"its files are not there ({version.folder})"
+    if version.vouched is None:
+        return None  # not registered by lmworks: nothing says what its bytes must be
+    try:
+        registry.check_files(folder, json.loads(version.vouched), f"{version.name} version {version.number}")
+    except (Damaged, ValueError) as error:
+        return str(error).replace(f"{store}/", "").partition(" Release it again")[0].partition(". Run: ")[0].rstrip(".")
+    except OSError as error:
+        return f"{error.strerror or error}: {error.filename}"
+    return None
+
+
+def weights_in(folder: Path) -> str | None:
+    """The hash of the weights of a logged model; None where there are none."""
+    try:
+        return files.weights_sha256(folder / "artifacts" / "model")
+    except (Damaged, OSError):
+        return None
