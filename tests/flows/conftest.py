@@ -19,7 +19,7 @@ import pytest
 
 from components import config as settings
 from components.layout import ROOT, Layout
-from components.operations import addresses, environment, processes, rest, services
+from components.operations import addresses, environment, processes, rest, services, silence
 
 TOKEN = "token-that-nobody-may-see"
 ALERT_PATH = f"/alert/{TOKEN}"
@@ -166,6 +166,11 @@ class Checkout:
     def logs(self, flow_run: dict[str, Any]) -> list[str]:
         wanted = {"logs": {"flow_run_id": {"any_": [flow_run["id"]]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
         return [line["message"] for line in self.api().send("/logs/filter", wanted)]
+
+    def last_scheduled(self, flow_run_id: str) -> dict[str, Any]:
+        """What is written down of this run's end, once it is."""
+        self.wait_for(lambda: (silence.read(self.layout)["last"] or {}).get("flow_run", "").endswith(flow_run_id), "the end is written down")
+        return silence.read(self.layout)["last"]
 
     def wait_for(self, condition: Any, what: str, within_s: float = 120) -> None:
         deadline = time.monotonic() + within_s

@@ -21,6 +21,13 @@ pytestmark = [pytest.mark.e2e]
 NAMES = {"lmworks crashed", "lmworks failed", "lmworks late", alerts.NO_HEARTBEAT}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_red_night_is_left(checkout: Any) -> Any:
+    """`lmworks status` of later tests would say so by its exit code."""
+    yield
+    checkout.layout.scheduled.unlink(missing_ok=True)
+
+
 @pytest.fixture
 def on_call(checkout: Any) -> Any:
     """The checkout with its worker and alerts as `lmworks up` makes them."""
@@ -77,6 +84,8 @@ def test_F4_a_run_whose_process_was_killed_is_told_and_put_in_order(on_call: Any
     on_call.wait_for(lambda: page.state_of(on_call, run)[0] == "CRASHED", "the worker notices")
     on_call.wait_for(lambda: alert_of(receiver, run), "the webhook is called")
     assert alert_of(receiver, run)["state"] == "Crashed" and f"{on_call.api().get(f'/flow_runs/{run}')['name']} crashed: " in alert_of(receiver, run)["text"]
+    told = on_call.last_scheduled(run)  # by the worker
+    assert (told["verdict"], told["green"]) == ("Crashed", False)
     on_call.wait_for(lambda: on_call.processes_in() == [], "the stage dies with the flow")
     on_call.wish("second", "1")
     reconciler.reconcile(on_call.layout)
