@@ -43,6 +43,7 @@ def why(
 def accept(
     stage: Annotated[str, typer.Argument(help="the stage whose change does not matter")],
     reason: Annotated[str, typer.Option(help="why it does not matter; recorded")],
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
 ) -> None:
     """Record that a stage's outputs stand although something it depends on changed (a `dvc commit` with a reason).
 
@@ -62,6 +63,7 @@ def accept(
     if done.returncode:
         raise UserError(f"dvc commit {stage} failed: {done.stderr.strip()}")
     layout.state.mkdir(exist_ok=True)
+    entry = json.dumps({"stage": stage, "reason": reason, "when": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, ensure_ascii=False)
     with open(layout.state / "accepted.jsonl", "a") as log:
-        log.write(json.dumps({"stage": stage, "reason": reason, "when": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, ensure_ascii=False) + "\n")
-    typer.echo(f"{stage}: its outputs stand; dvc.lock now names the present code and settings. Commit dvc.lock with your reason")
+        log.write(entry + "\n")
+    typer.echo(entry if as_json else f"{stage}: its outputs stand; dvc.lock now names the present code and settings. Commit dvc.lock with your reason")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,7 @@ def bring_in(source: str, layout: Layout) -> tuple[str, dict[str, Any]]:
 def import_model(
     source: Annotated[str, typer.Argument(metavar="PATH|models:/NAME@champion|none", show_default=False,
                                           help="a Hugging Face folder (safetensors), a registered model, or none to pretrain again")],
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
 ) -> None:
     """Fine-tune and evaluate a base model of your own instead of pretraining one.
 
@@ -58,7 +60,7 @@ def import_model(
     before = settings.load(layout.params)
     if source == "none":
         set_base(layout, "none")
-        typer.echo("params.yaml: corpus.base = none; the next run pretrains. Next: lmworks run")
+        typer.echo(json.dumps({"base": "none"}) if as_json else "params.yaml: corpus.base = none; the next run pretrains. Next: lmworks run")
         return
     name, facts = bring_in(source, layout)
     context = facts["context"]
@@ -66,5 +68,8 @@ def import_model(
         raise UserError(f"{source} reads at most {context} tokens, finetuning.max_row_tokens is {before.finetuning.max_row_tokens}. "
                         f"Run: lmworks use {before.preset} --set finetuning.max_row_tokens={context}, then import again")
     set_base(layout, name)
+    if as_json:
+        typer.echo(json.dumps({"base": name, **facts}, ensure_ascii=False))
+        return
     typer.echo(f"data/imported/{name}: {facts['parameters'] / 1e6:,.1f} million parameters, vocabulary {facts['vocabulary']:,}, context {context}\n"
                f"params.yaml: corpus.base = {name}; {before.name}-instruct will be fine-tuned from it, nothing is pretrained. Next: lmworks run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,6 +83,7 @@ def use(
     name: Annotated[str | None, typer.Option(help="name of the registered model (default: the preset's, with --corpus the folder's)")] = None,
     assign: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, as often as you like", metavar="KEY=VALUE")] = None,
     upgrade_: Annotated[bool, typer.Option("--upgrade", help="complete an old params.yaml with new settings")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines: the settings, or with --upgrade those that were added")] = False,
 ) -> None:
     """Write the resolved, complete [bold]params.yaml[/bold]; `git diff` shows what changed.
 
@@ -90,7 +92,7 @@ def use(
     layout = Layout()
     if upgrade_:
         added = upgrade(layout)
-        typer.echo(f"params.yaml: {len(added)} settings added" + (f": {', '.join(added)}" if added else ""))
+        typer.echo(json.dumps({"added": added}) if as_json else f"params.yaml: {len(added)} settings added" + (f": {', '.join(added)}" if added else ""))
         return
     if not preset:
         raise UserError("which preset? e.g. lmworks use tiny (or: lmworks use --upgrade)")
@@ -105,10 +107,13 @@ def use(
     with contextlib.suppress(UserError):  # one that cannot be read is what this command mends
         base = present(layout).get("corpus.base", "none")
         if base != "none" and resolved.corpus.base == "none":
-            typer.echo(f"the imported base {base} is no longer used; to start from it again: lmworks import {base}")
+            typer.echo(f"the imported base {base} is no longer used; to start from it again: lmworks import {base}", err=as_json)
     from components.corpus import sources
 
     sources.update(resolved, layout)  # first: a corpus that cannot be read changes nothing; and a bare `dvc repro` reads sources.yaml
     files.write_atomic(layout.params, settings.render(resolved))
+    if as_json:
+        typer.echo(json.dumps(resolved.model_dump(mode="json"), ensure_ascii=False))
+        return
     where = "the embedded English and Chinese text" if resolved.corpus.source == "embedded" else resolved.corpus.source
     typer.echo(f"params.yaml: preset {preset}, model {resolved.name!r}, from {where}. Next: lmworks run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import time
@@ -123,6 +124,7 @@ def test_H2_a_champion_that_was_moved_by_hand_is_named():
         assert part in text, text
 
 
-def test_every_command_has_an_example_in_its_help():
+def test_every_command_has_an_example_in_its_help_and_an_answer_for_machines():
     for command in main.app.registered_commands:
         assert "Example" in (command.callback.__doc__ or ""), command.callback
+        assert "as_json" in inspect.signature(command.callback).parameters, command.callback
