@@ -172,13 +172,3 @@ def pass_through(base: Path, folder: Path) -> list[str]:
         write_atomic(folder / "chat_template.jinja", CHAT_TEMPLATE if ours else PLAIN_CHAT_TEMPLATE)
         notes.append("it had no chat template; one was added")
     return notes
-
-
-def copy_to_model(source: Path, model: Path, context: int) -> None:
-    """Put the tokenizer beside a model, with `context` as its model_max_length, in tokens."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, model / name)
-    settings = read_json(source / "tokenizer_config.json")
-    if settings.get("model_max_length", 0) != context:
-        write_json(model / "tokenizer_config.json", settings | {"model_max_length": context})

@@ -19,7 +19,7 @@ from components.training import loop, model, threads
 from components.training.batches import RecordRows
 from components.training.checkpoint import Checkpoints
 from components.training.optimizers import Optimizers
-from components.training.results import copy_files, describe, write_results
+from components.training.results import copy_tokenizer, describe, write_results
 
 
 def run(config: Config, layout: Layout) -> Report:
@@ -73,7 +73,7 @@ def run(config: Config, layout: Layout) -> Report:
         folder = layout.finetuned
         model.export(base, folder / "model", eos_id=stops[-1], stop_ids=stops,
                      base_config=files.read_json(base_folder / "config.json") if imported else None)
-        copy_files(layout.tokenizer, folder / "model")
+        copy_tokenizer(layout.tokenizer, folder / "model", None if imported else base.shape.context)
         run_.tags["lmworks.weights_sha256"] = write_results(folder, curve, about)
     return Report(tokens=learned * f.epochs, steps=steps, counts={f"records_{reason}": n for reason, n in sorted(counts.items())})
 

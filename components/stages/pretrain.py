@@ -22,7 +22,7 @@ from components.training import loop, model, threads
 from components.training.batches import Batch, PackedRows, scored_rows
 from components.training.checkpoint import Checkpoints
 from components.training.optimizers import Optimizers
-from components.training.results import copy_files, describe, write_results
+from components.training.results import copy_tokenizer, describe, write_results
 
 # Weights that can run code when opened. An imported folder may hold them; they go no further.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
@@ -70,7 +70,7 @@ def run(config: Config, layout: Layout) -> Report:
                            validate=validation(config, layout, index))
         folder = layout.pretrained
         model.export(gpt, folder / "model", eos_id=index["eot_id"])
-        copy_files(layout.tokenizer, folder / "model")
+        copy_tokenizer(layout.tokenizer, folder / "model", gpt.shape.context)
         weights = write_results(folder, curve, about)
         run_.tags["lmworks.weights_sha256"] = weights
     return Report(tokens=read_tokens, steps=t.steps, notes=[f"{about['parameters']:,} parameters, {epochs:.2f} epochs"])
@@ -126,7 +126,7 @@ def pass_through(layout: Layout) -> Report:
     for name in sorted(copied):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(layout.sources_base / name, folder / name)
-    copy_files(layout.tokenizer, folder)
+    copy_tokenizer(layout.tokenizer, folder)
     weights = files.weights_sha256(folder)
     (layout.pretrained / "curve.csv").write_text("step,train/loss\n")
     files.write_json(layout.pretrained / "metrics.json", {"imported": True, "steps": 0, "weights_sha256": weights})

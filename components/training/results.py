@@ -26,11 +26,16 @@ def describe(model: Any, config: Config, *, imported: bool) -> dict[str, Any]:
         "seed": config.seed}
 
 
-def copy_files(source: Path, target: Path) -> None:
-    """The tokenizer's files into a model folder."""
+def copy_tokenizer(source: Path, model: Path, context: int | None = None) -> None:
+    """The tokenizer's files into a model folder, with the model's context in them as longest text (model_max_length, in tokens).
+
+    An imported tokenizer knows its own: None leaves it."""
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in NOT_TOKENIZER:
-            shutil.copyfile(path, target / path.name)
+            shutil.copyfile(path, model / path.name)
+    settings = model / "tokenizer_config.json"
+    if context and settings.is_file():
+        files.write_json(settings, files.read_json(settings) | {"model_max_length": context})
 
 
 def write_results(folder: Path, curve: list[dict[str, float]], about: dict[str, Any]) -> str:

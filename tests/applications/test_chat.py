@@ -8,6 +8,7 @@ import pytest
 from components.applications import chat
 from components.corpus import tokenizer as bpe
 from components.errors import UserError
+from components.training.results import copy_tokenizer
 
 pytestmark = pytest.mark.code
 
@@ -30,7 +31,7 @@ def opened(raw: bpe.Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("tokenizer")
     bpe.write(raw, folder / "tokenizer")
     (folder / "model").mkdir()
-    bpe.copy_to_model(folder / "tokenizer", folder / "model", 64)
+    copy_tokenizer(folder / "tokenizer", folder / "model", 64)
     return AutoTokenizer.from_pretrained(folder / "model", local_files_only=True)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from components.corpus import tokenizer as bpe
 from components.errors import UserError
+from components.training.results import copy_tokenizer
 
 pytestmark = pytest.mark.code
 
@@ -85,7 +86,7 @@ def test_model_max_length_goes_beside_the_model(tokenizer: bpe.Tokenizer, tmp_pa
 
     bpe.write(tokenizer, tmp_path / "tokenizer")
     (tmp_path / "model").mkdir()
-    bpe.copy_to_model(tmp_path / "tokenizer", tmp_path / "model", 256)
+    copy_tokenizer(tmp_path / "tokenizer", tmp_path / "model", 256)
     assert AutoTokenizer.from_pretrained(tmp_path / "model", local_files_only=True).model_max_length == 256
     assert bpe.sha256(tmp_path / "model") == bpe.sha256(tmp_path / "tokenizer")
 

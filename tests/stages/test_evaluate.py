@@ -20,6 +20,7 @@ from components.layout import Layout
 from components.stages import evaluate
 from components.training import model as models
 from components.training.gpt import Shape, create
+from components.training.results import copy_tokenizer
 
 pytestmark = pytest.mark.code
 
@@ -76,7 +77,7 @@ def layout(tmp_path_factory) -> Layout:
     for folder, seed in ((layout.pretrained, 1), (layout.finetuned, 2)):
         shape = Shape(architecture="llama", vocab_size=vocab_size, n_layer=1, n_head=2, n_embd=16, n_hidden=32, context=64, tied=True)
         models.export(create(shape, seed), folder / "model")
-        bpe.copy_to_model(layout.tokenizer, folder / "model", 64)
+        copy_tokenizer(layout.tokenizer, folder / "model", 64)
     files.write_json(layout.pretrained / "training.json", {"imported": False, "tokens_read": 900})
     (layout.pretrained / "curve.csv").write_text("step,train/loss,val/loss\n0,6.0,\n10,5.0,5.1\n20,4.5,4.8\n")
     return layout

@@ -143,7 +143,8 @@ def test_the_model_opens_in_transformers_with_its_tokenizer(trained):
         folder = trained.folder / out / "model"
         opened, info = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         assert not any(info.values())
-        assert AutoTokenizer.from_pretrained(folder, local_files_only=True)("国王 king")["input_ids"]
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        assert tokenizer("国王 king")["input_ids"] and tokenizer.model_max_length == opened.config.max_position_embeddings
     assert opened.generation_config.eos_token_id == [0, 3]
 
 
