@@ -20,14 +20,20 @@ ITEMS = 50
 JUDGED, DONE = "lmworks.judged_weights", "lmworks.judged"
 
 
+def preload() -> None:
+    """What MLflow's evaluation imports as it begins, a second and more: for a core that idles before the release."""
+    from mlflow.genai.evaluation import harness  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        import databricks.sdk  # noqa: F401  nobody here speaks to it; MLflow imports it all the same
+
+
 def judge(client: Any, experiment: str, subject: Subject, model_id: str, layout: Layout, say: Callable[[str], None]) -> str | None:
     """The run that holds the judged items of this model and evaluation; made if there is none. None where there is nothing to judge:
     a base answers no items, and where MLflow could not do it, which `say` is told: no release fails for the sake of this page.
 
     Raises MlflowException when the server does not answer.
     """
-    from mlflow.exceptions import MlflowException
-
     if subject.kind == "base":
         return None
     found = client.search_runs([experiment], max_results=20, filter_string=(
@@ -37,19 +43,12 @@ def judge(client: Any, experiment: str, subject: Subject, model_id: str, layout:
         return whole[0]
     for run in found:  # what a kill, or a server that went away, left in the middle
         client.delete_run(run.info.run_id)
-    items = chosen(layout)
+    items = tables.graded("instruct", layout, ITEMS)  # the same for every model that was asked the same records
     try:
         return _evaluate(client, experiment, subject, model_id, items) if items else None
-    except MlflowException:
-        raise
-    except Exception as error:  # noqa: BLE001  a part of MLflow that changes with every version, and its many imports
+    except Exception as error:  # noqa: BLE001  many imports and calls that change with every MLflow; that the server is gone the next call tells
         say(f"{subject.name}: MLflow's own evaluation of {len(items)} items failed ({type(error).__name__}: {str(error)[:200]}); the release goes on")
         return None
-
-
-def chosen(layout: Layout) -> list[dict[str, Any]]:
-    """The items: the same for every model that was asked the same records."""
-    return tables.graded("instruct", layout, ITEMS)
 
 
 def _evaluate(client: Any, experiment: str, subject: Subject, model_id: str, items: list[dict[str, Any]]) -> str:

@@ -74,6 +74,8 @@ def preload() -> None:
     import mlflow.pyfunc  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
+    judged_items.preload()
+
 
 def release(config: Config, layout: Layout, *, say: Say = say_line) -> list[Decision]:
     """Log, register and judge NAME and NAME-instruct, each by its own gate. A gate that says no is no error.
