@@ -8,7 +8,20 @@ from pathlib import Path
 
 import typer
 
-from commands import backup, data, diff, generate, imports, models, run, runs, services, settings, status
+from commands import (
+    backup,
+    clean,
+    data,
+    diff,
+    generate,
+    imports,
+    models,
+    run,
+    runs,
+    services,
+    settings,
+    status,
+)
 from commands.doctor import doctor
 from components.errors import UserError
 from components.layout import ROOT
@@ -48,6 +61,7 @@ app.command(rich_help_panel="This machine")(status.status)
 app.command(rich_help_panel="This machine")(services.down)
 app.command(rich_help_panel="This machine")(backup.backup)
 app.command(rich_help_panel="This machine")(backup.restore)
+app.command(rich_help_panel="This machine")(clean.clean)
 app.command(rich_help_panel="This machine")(doctor)
 
 

@@ -206,7 +206,7 @@ def _copy(plan: list[File], partial: Path) -> dict[str, dict[str, Any]]:
     """{path in the backup: {"sha256", "bytes"}}. Raises Damaged for an object that changed since it was hashed."""
     total = sum(file.source.stat().st_size for file in plan) or 1
     entries, done = {}, 0
-    with Progress("backup", max(1, total // 10**6)) as progress:
+    with Progress("backup", total // 10**6 + 1) as progress:  # the last one: the end
         for file in plan:
             copied = copy_hashed(file.source, partial / file.target)
             if file.md5 and copied.pop("md5") != file.md5:
@@ -215,6 +215,7 @@ def _copy(plan: list[File], partial: Path) -> dict[str, dict[str, Any]]:
             entries[file.target] = copied
             done += copied["bytes"]
             progress.update(min(done, total) // 10**6, f"MB, {len(entries):,} of {len(plan):,} files")
+        progress.update(total // 10**6 + 1, "MB")
     return entries
 
 

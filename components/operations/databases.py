@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from components import files
 from components.errors import Damaged, UserError
 from components.layout import Layout
 from components.release import registry
 
 BUSY_S = 30  # how long a writer is waited for
 PROXIED = "mlflow-artifacts:/"  # how our server addresses its artifacts, wherever the checkout lies
+HANDED_OUT = "registered_model_meta"  # MLflow adds it to what it hands out; the store does not hold it
 GONE = "Deleted_Internal"  # MLflow keeps the row of a deleted version, with this stage
 
 
@@ -54,8 +54,11 @@ def snapshot(source: Path, target: Path) -> None:
 def rows(path: Path, table: str) -> int:
     """How many rows a table has; 0 where there is no such table (a database that no server has filled yet)."""
     with opened(path) as database:
-        known = database.execute("SELECT count(*) FROM sqlite_master WHERE type='table' AND name=?", (table,)).fetchone()[0]
-        return database.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0] if known else 0
+        return database.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0] if has_table(database, table) else 0
+
+
+def has_table(database: sqlite3.Connection, name: str) -> bool:
+    return bool(database.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)).fetchone()[0])
 
 
 # --- what MLflow's database says of models -------------------------------------------------------
@@ -77,7 +80,7 @@ class Version:
 def versions(path: Path) -> list[Version]:
     """Every version that was not deleted, by name and number. Raises UserError and Damaged."""
     with opened(path) as database:
-        if not database.execute("SELECT count(*) FROM sqlite_master WHERE name='model_versions'").fetchone()[0]:
+        if not has_table(database, "model_versions"):
             return []
         places = dict(database.execute("SELECT model_id, artifact_location FROM logged_models").fetchall())
         aliases: dict[tuple[str, str], list[str]] = {}
@@ -102,7 +105,7 @@ def dangling(path: Path) -> list[str]:
     """Aliases of versions that the registry has no more, in words."""
     known = {(version.name, version.number) for version in versions(path)}
     with opened(path) as database:
-        if not database.execute("SELECT count(*) FROM sqlite_master WHERE name='registered_model_aliases'").fetchone()[0]:
+        if not has_table(database, "registered_model_aliases"):
             return []
         return [f"{name}@{alias} names version {number}, which the registry does not have" for name, alias, number in database.execute(
             "SELECT name, alias, version FROM registered_model_aliases ORDER BY name, alias") if (name, str(number)) not in known]
@@ -164,17 +167,11 @@ def wrong_with(version: Version, store: Path) -> str | None:
     if version.vouched is None:
         return None  # not registered by lmworks: nothing says what its bytes must be
     try:
-        registry.check_files(folder, json.loads(version.vouched), f"{version.name} version {version.number}")
+        vouched = {name: sha256 for name, sha256 in json.loads(version.vouched).items() if name != HANDED_OUT}
+        registry.check_files(folder, vouched, f"{version.name} version {version.number}")
     except (Damaged, ValueError) as error:
         return str(error).replace(f"{store}/", "").partition(" Release it again")[0].partition(". Run: ")[0].rstrip(".")
     except OSError as error:
         return f"{error.strerror or error}: {error.filename}"
     return None
 
-
-def weights_in(folder: Path) -> str | None:
-    """The hash of the weights of a logged model; None where there are none."""
-    try:
-        return files.weights_sha256(folder / "artifacts" / "model")
-    except (Damaged, OSError):
-        return None

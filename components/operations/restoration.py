@@ -113,7 +113,7 @@ def _copy(source: Path, index: dict[str, Any], staging: Path) -> None:
     if free < 2 * total:  # the outputs are built beside the cache
         raise UserError(f"no space in {staging.parent.parent}: the restore needs {2 * total / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free. Free some, then run again")
     done = 0
-    with Progress("restore", max(1, total // 10**6)) as progress:
+    with Progress("restore", total // 10**6 + 1) as progress:  # the last one: the end
         for count, (name, entry) in enumerate(listed.items(), 1):
             copied = backup.copy_hashed(source / name, staging / name)
             if (copied["sha256"], copied["bytes"]) != (entry["sha256"], entry["bytes"]):
@@ -121,6 +121,7 @@ def _copy(source: Path, index: dict[str, Any], staging: Path) -> None:
                               "Use another copy of this backup")
             done += copied["bytes"]
             progress.update(done // 10**6, f"MB, {count:,} of {len(listed):,} files")
+        progress.update(total // 10**6 + 1, "MB")
 
 
 def _place(layout: Layout, staging: Path) -> list[str]:

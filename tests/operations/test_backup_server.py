@@ -1,0 +1,107 @@
+"""A champion registered with a real MLflow server, backed up while that server runs, and loaded by alias from a checkout elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from components import files
+from components.errors import Busy, Damaged
+from components.layout import ROOT, Layout
+from components.operations import backup, databases, restoration, services
+from components.release import registry, release
+
+pytestmark = pytest.mark.code
+
+
+def a_released_checkout() -> ModuleType:
+    """tests/release/checkout.py, under a name of its own: tests/checkout.py is another module."""
+    spec = importlib.util.spec_from_file_location("released_checkout", ROOT / "tests/release/checkout.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Layout, Path, str]]:
+    """(the checkout, whose server is down by now, its backup, the champion's weights)."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+            patch.delenv(variable, raising=False)
+        patch.setenv("PYTHONPATH", str(ROOT))
+        made = a_released_checkout()
+        folder = tmp_path_factory.mktemp("backup")
+        config = made.configuration(name="kept")
+        layout = made.make(folder / "old checkout", config)
+        try:
+            services.ensure(layout, prefect=False)
+            decisions = release.release(config, layout, say=lambda _line: None)
+            index = backup.create(layout, folder / "saved")  # while the server runs
+            with pytest.raises(Busy, match="lmworks down"):
+                restoration.restore(layout, folder / "saved")
+        finally:
+            services.down(layout)
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        assert not index["warnings"] and all(version["sound"] for version in index["versions"])
+        assert [version["name"] for version in index["versions"] if "champion" in version["aliases"]] == ["kept", "kept-instruct"]
+        yield layout, folder / "saved", decisions[0].weights_sha256
+
+
+@pytest.fixture(autouse=True)
+def no_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's client writes the address of the server that it talked to into the environment."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def restored(saved: Path, root: Path) -> tuple[Layout, databases.Standing]:
+    layout = Layout(root=root)
+    return layout, restoration.restore(layout, saved)["standing"]
+
+
+def test_the_champion_is_served_from_a_restored_checkout_with_the_same_hash(saved, tmp_path: Path):
+    old, folder, weights = saved
+    away = old.root.rename(old.root.with_name("gone"))  # nothing may lean on the old place
+    try:
+        layout, stands = restored(folder, tmp_path / "another place")
+        assert stands.lines() == [] and len(stands.sound) == 2
+        try:
+            services.ensure(layout, prefect=False)
+            client = registry.client(layout)
+            version = registry.aliased(client, "kept", "champion")
+            assert version.tags[registry.WEIGHTS] == weights
+            with registry.fetched(version, layout) as model:
+                assert files.weights_sha256(model / "artifacts/model") == weights
+            import mlflow
+
+            loaded = mlflow.pyfunc.load_model("models:/kept@champion")
+            assert json.loads(loaded.predict(["x"], params={"about": True})[0])["weights_sha256"] == weights
+            assert loaded.predict(["Hello"], params={"max_new_tokens": 2, "seed": 1})
+        finally:
+            services.down(layout)
+    finally:
+        away.rename(old.root)
+
+
+def test_E8_a_database_older_than_the_store_or_files_that_are_gone_are_named(saved, tmp_path: Path):
+    layout, stands = restored(saved[1], tmp_path / "new")
+    base, instruct = stands.sound
+    shutil.copytree((layout.artifacts / base.folder).parent, layout.artifacts / "1/models/m-newer")  # what last night's database cannot know
+    shutil.rmtree(layout.artifacts / instruct.folder)
+    weights = layout.artifacts / base.folder / "artifacts/model/model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    stands = databases.standing(layout)
+    assert set(stands.unsound) == {base, instruct} and stands.orphans == ["1/models/m-newer/artifacts"]
+    lines = "\n".join(stands.lines())
+    assert "kept version 1 (kept@candidate and kept@champion point there) cannot be served" in lines and "model.safetensors is damaged" in lines
+    assert "kept-instruct version 1" in lines and "its files are not there" in lines and "m-newer" in lines
+    with pytest.raises(Damaged):  # and the model itself refuses, where it is served
+        files.verify_manifest(layout.artifacts / base.folder / "artifacts/model")
+    index = backup.create(layout, tmp_path / "b")  # such a backup is made, and says so
+    assert any("cannot be served" in line for line in index["warnings"]) and not any(version["sound"] for version in index["versions"])
