@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,13 +69,23 @@ def logged_model(client: Any, experiment: str, run_id: str, subject: Subject, la
 
     started = mlflow.initialize_logged_model(name=subject.name, source_run_id=run_id, experiment_id=experiment, model_type=subject.kind, tags={
         registry.WEIGHTS: subject.weights_sha256, registry.EVALUATION: subject.evaluation_sha256})
-    with packed(subject, layout) as folder:
+    with packed(subject, layout) as folder, no_bytecode():
         mlflow.pyfunc.log_model(
             name=subject.name, python_model=str(MODEL_FILE), artifacts={"model": str(folder)}, input_example=example(subject),
             pip_requirements=REQUIREMENTS, model_id=started.model_id, metadata=files.read_json(folder / "serving.json"))
         tags = read_back(started.model_id, folder, subject, layout)
     client.set_logged_model_tags(started.model_id, tags)
     return started.model_id, tags
+
+
+@contextlib.contextmanager
+def no_bytecode() -> Iterator[None]:
+    """MLflow tries the model file where it is about to upload it from: the interpreter's cache of it would be logged as part of the model."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def is_sound(source: str, expected: dict[str, str], what: str, layout: Layout) -> bool:

@@ -33,6 +33,7 @@ QUIET = {
 WEIGHTS, EVALUATION, VERDICT, CORPUS = "lmworks.weights_sha256", "lmworks.evaluation_sha256", "gate.verdict", "lmworks.corpus"
 FILES, REASON, CHANGED = "lmworks.files", "gate.reason.", "lmworks.changed"
 CARD = "README.md"
+FETCHED_AS = "registered_model_meta"  # MLflow writes it beside the files that it fetches; it is none of them
 
 
 def address(layout: Layout) -> str:
@@ -177,7 +178,7 @@ def local_files(folder: Path) -> dict[str, str]:
     """{path: sha256} of a logged model, the weights' folder by its manifest alone and without the card."""
     return {name: files.sha256_file(folder / name)
             for name in sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-            if name != CARD and (not name.startswith("artifacts/model/") or name.endswith("/" + files.MANIFEST))}
+            if name not in (CARD, FETCHED_AS) and (not name.startswith("artifacts/model/") or name.endswith("/" + files.MANIFEST))}
 
 
 @contextlib.contextmanager
@@ -218,7 +219,7 @@ def check_files(folder: Path, expected: dict[str, str], what: str) -> None:
     """Raises Damaged when the logged model in `folder` is not `expected` (as of `local_files`) or breaks its manifest."""
     actual = local_files(folder)
     for name, sha256 in expected.items():
-        if actual.get(name) != sha256:
+        if name != FETCHED_AS and actual.get(name) != sha256:  # earlier versions list it
             raise Damaged(f"{what}: {name} is damaged in the model store: sha256 {actual.get(name, 'no such file')} found, "
                           f"{sha256} registered. Release it again: lmworks run")
     extra = set(actual) - set(expected)
@@ -241,14 +242,22 @@ def catalogue(layout: Layout) -> list[dict[str, Any]]:
         found = mlflow_rest.call(url, "GET", "registered-models/search?max_results=200") or {}
         models = []
         for name in sorted(model["name"] for model in found.get("registered_models", [])):
-            query = urllib.parse.urlencode({"filter": f"name = '{name}'", "max_results": 200})
-            versions = (mlflow_rest.call(url, "GET", f"model-versions/search?{query}") or {}).get("model_versions", [])
+            versions = versions_of(url, name)
             model = registered(layout, name) or {"aliases": {}, "tags": {}}
             models.append({"name": name, "corpus": model["tags"].get(CORPUS), "aliases": model["aliases"], "versions": [
                 _version(version, model) for version in sorted(versions, key=lambda v: -int(v["version"]))]})
     except mlflow_rest.Unreachable as error:
         raise UserError(f"the MLflow server at {url} does not answer ({error}). Run: lmworks up") from None
     return models
+
+
+def versions_of(url: str, name: str) -> list[dict[str, Any]]:
+    """Every version of a registered model, as MLflow's REST API gives it. Raises mlflow_rest.Unreachable."""
+    quote = '"' if "'" in name else "'"
+    if quote in name:  # MLflow's filter has no escape; somebody else's model on a shared server, its versions are left out
+        return []
+    query = urllib.parse.urlencode({"filter": f"name = {quote}{name}{quote}", "max_results": 1000})
+    return (mlflow_rest.call(url, "GET", f"model-versions/search?{query}") or {}).get("model_versions", [])
 
 
 def _version(version: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Rewritten at each release, so the server's address in it is the present one. Tex
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from components.config import Config
@@ -62,7 +63,7 @@ def standing(name: str, model: dict[str, Any]) -> str:
 
 def contract_table(contract: dict[str, Any]) -> str:
     """Signature, context, template and requirements. A promotion that breaks them is blocked unless gates.allow_contract_break names the part."""
-    params = ", ".join(f"{param['name']} ({param.get('type')}, default {param.get('default')})" for param in contract["params"])
+    params = ", ".join(f"{param['name']} ({param.get('type')}, default {json.dumps(param.get('default'))})" for param in contract["params"])
     return table(["Part", "What it is"], [
         ["inputs → outputs", escape(f"{_kinds(contract['inputs'])} → {_kinds(contract['outputs'])}")], ["params", escape(params)],
         ["context", escape(f"{contract['context']} tokens" if contract["context"] else "no limit stated")],

@@ -66,6 +66,13 @@ def test_a_first_version_has_nothing_to_compare_and_the_next_says_three_things(p
     assert all(line.startswith("- **") for line in shown) and "training.steps 40 → 41" in shown[1]
 
 
+def test_what_is_vouched_for_is_what_was_logged_and_no_bytecode(paged):
+    _, client, _ = paged
+    listed = json.loads(client.get_model_version(NAME, "2").tags[registry.FILES])
+    assert {"MLmodel", "model_file.py", "artifacts/model/manifest.json"} <= set(listed)
+    assert not [name for name in listed if "__pycache__" in name or name in ("registered_model_meta", "README.md")]
+
+
 def test_J12_what_settings_hold_cannot_become_markup(paged):
     _, client, _ = paged
     text = client.get_model_version(NAME, "2").description
