@@ -34,11 +34,11 @@ def data_digest(layout: Layout) -> str:
 
 
 def inputs(kind: str, layout: Layout) -> list[Any]:
-    """tokens/train, tokens/validation and tokens/test for `log_inputs`, and records/… for a model that was fine-tuned; each with
-    digest, context, columns and counts. One name a split, or MLflow drops all but one."""
+    """tokens/train, tokens/validation and tokens/test for `log_inputs`, before them records/… for a model that was fine-tuned; each
+    with digest, context, columns and counts. One name a split, or MLflow drops all but one."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    known = _tokens(layout) + (_records(layout) if kind == "instruct" else [])
+    known = (_records(layout) if kind == "instruct" else []) + _tokens(layout)
     return [DatasetInput(
         Dataset(name=name, digest=digest, source_type="code", source=json.dumps({"tags": {"path": path}}),
                 schema=json.dumps({"mlflow_colspec": columns}), profile=json.dumps(profile)),

@@ -71,7 +71,7 @@ def _evaluate(client: Any, experiment: str, subject: Subject, model_id: str, ite
         """The application's own figure: accuracy, token F1, chrF2 or ROUGE-L."""
         return float(item_of(inputs)["score"])
 
-    rows = [{"inputs": {name: item[name] for name in ("application", "language", "id", "prompt")}, "outputs": item["answer"],
+    rows = [{"inputs": {name: item[name] for name in ("prompt", "application", "language", "id")}, "outputs": item["answer"],
              "expectations": {"expected_response": item["expected"]}} for item in items]
     tags = {JUDGED: subject.weights_sha256, EVALUATION: subject.evaluation_sha256, "lmworks.model": subject.name,
             "mlflow.note.content": f"{len(items)} test items, as many of each application and language as of every other, with the answers of the "

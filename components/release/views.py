@@ -75,7 +75,7 @@ def compared(client: Any, run_ids: dict[str, str]) -> list[str]:
         for number in filter(None, numbers):
             with contextlib.suppress(MlflowException):  # a version that somebody deleted
                 found.append(client.get_model_version(name, str(number)).run_id)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(filter(None, found)))  # a version that others registered may name no run
 
 
 def packed(state: dict[str, Any]) -> str:
