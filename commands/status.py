@@ -185,7 +185,7 @@ def _champions(told: dict[str, Any]) -> list[str | Text]:
             lines.append(f"{name}  no champion{candidate}")
             continue
         weights = f", weights {model['weights_sha256'][:12]}" if model["weights_sha256"] else ""
-        gate = {True: Text(", gated", style="green"), False: Text(f", not gated: {tables.plain(model['note'] or 'its gate said no')}", style="bold red"),
+        gate = {True: Text(", gated", style="green"), False: Text(f", not gated: {tables.plain(model['note'] or 'its gate said no').removeprefix('not gated: ')}", style="bold red"),
                 None: Text(f", {tables.plain(model['note'])}" if model["note"] else "")}[model["gated"]]
         newer = f"; candidate is version {model['candidate']}" if model["candidate"] not in (None, model["version"]) else ""
         lines.append(Text.assemble(f"{name}  version {model['version']}{weights}", gate, newer))

@@ -8,7 +8,7 @@ from typing import Any
 from components import files, mlflow_rest, spool
 from components.errors import UserError
 from components.layout import Layout
-from components.release.registry import VERDICT, WEIGHTS
+from components.release.registry import VERDICT, WEIGHTS, versions_of
 
 STAGE = "lmworks.stage"
 MAX_EXPERIMENTS = 1000
@@ -28,7 +28,7 @@ def trained(url: str, experiment: str | None, limit: int) -> list[dict[str, Any]
     runs = [_run(run, experiments, url) for run in (found or {}).get("runs", [])]
     versions: dict[str, list[dict[str, Any]]] = {}
     for name in sorted({name for run in runs for name in (run["experiment"], f"{run['experiment']}-instruct")}):
-        for version in _versions(url, name):
+        for version in versions_of(url, name):
             versions.setdefault(version.get("run_id", ""), []).append(version)
     for run in runs:
         mine = sorted(versions.get(run["run_id"], []), key=lambda version: int(version["version"]))
@@ -45,13 +45,6 @@ def _experiments(url: str, name: str | None) -> dict[str, str]:
         return {experiment["experiment_id"]: experiment["name"] for experiment in found.get("experiments", [])}
     found = mlflow_rest.call(url, "GET", f"experiments/get-by-name?{urllib.parse.urlencode({'experiment_name': name})}")
     return {found["experiment"]["experiment_id"]: name} if found else {}
-
-
-def _versions(url: str, name: str) -> list[dict[str, Any]]:
-    if "'" in name:  # MLflow's filter has no escape for it; no model of ours has one in its name
-        return []
-    query = urllib.parse.urlencode({"filter": f"name = '{name}'", "max_results": 1000})
-    return (mlflow_rest.call(url, "GET", f"model-versions/search?{query}") or {}).get("model_versions", [])
 
 
 def _tags(entity: dict[str, Any]) -> dict[str, str]:

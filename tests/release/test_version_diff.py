@@ -124,3 +124,34 @@ def test_a_run_that_was_deleted_by_hand_leaves_the_rest(two, lmworks):
         client.restore_run(run_id)
     told = comparison.compare(comparison.read(url, "pair", "1"), {**comparison.read(url, "pair", "2"), "settings": None})
     assert told["settings"] is None and told["scores"]
+
+
+def test_H2_status_says_that_no_gate_made_the_champion(two):
+    from commands import status
+
+    layout, url, client = two
+    before = client.get_model_version_by_alias("pair", "champion").version
+    client.set_registered_model_alias("pair", "champion", {"1": "2", "2": "1"}[str(before)])
+    try:
+        told = status.champions(layout, {"state": "up", "url": url})
+        (line,) = [str(line) for line in status._champions(told) if str(line).startswith("pair ")]
+        assert told["source"] == "registry" and line.count("not gated") == 1 and "moved by hand" in line
+    finally:
+        client.set_registered_model_alias("pair", "champion", before)
+
+
+def test_models_and_runs_of_others_in_chinese_and_with_quotes(two, lmworks):
+    """A shared server holds what lmworks would never name so; nothing breaks, and columns stand below each other."""
+    _, _, client = two
+    for name in ("红楼梦 七律", "it's \x1b[31m*bold*"):
+        run = client.create_run(client.create_experiment(name), run_name=name, tags={"lmworks.stage": "pretrain"})
+        client.create_registered_model(name)
+        client.create_model_version(name, source=f"{run.info.artifact_uri}/x", run_id=run.info.run_id)
+    text = lmworks("runs", "--all", "--limit", "50")
+    assert "红楼梦 七律" in text and "it's" in text and "\x1b" not in text and fits(text), text
+    rows = [line for line in text.splitlines() if line.startswith(("红楼梦", "finetune pair", "最好的")) and "-" in line]
+    assert len({cell_len(line[:line.index("20")]) for line in rows}) == 1, rows
+    text = lmworks("models", "红楼梦 七律")
+    assert "1" in text and "none" in text and fits(text)
+    text = lmworks("diff", "红楼梦 七律/1", "pair/1")
+    assert "not known   红楼梦 七律/1: scores" in text and "readable settings/params.yaml" in " ".join(text.split()) and fits(text), text
