@@ -41,10 +41,13 @@ def backup(
 ) -> None:
     """Write a backup: databases, models, runs, data and settings; the servers may run, a run may not.
 
-    In it: MLflow's and Prefect's databases, each as of one moment; the model store; the bytes that dvc.lock names (the outputs of
-    all stages), an imported base, params.yaml, sources.yaml, dvc.lock, unsent points, the last receipt; backup.json with the
-    sha256 of every file. Not in it: the code (git), .venv and data/packages (make setup), your own text outside this checkout
-    (its snapshot is), checkpoints of an unfinished training, and servers that MLFLOW_TRACKING_URI or PREFECT_API_URL name.
+    [bold]In it[/bold]: both databases, each as of one moment; all artifacts and models; the outputs of all stages as dvc.lock names them;
+
+    an imported base; params.yaml, sources.yaml, dvc.lock; unsent points and the last receipt; backup.json, with the sha256 of every file.
+
+    [bold]Not in it[/bold]: the code (git), .venv and data/packages (make setup), your own text outside this checkout (its snapshot is),
+
+    checkpoints of an unfinished training, and servers that MLFLOW_TRACKING_URI or PREFECT_API_URL name (it says how to save those).
 
     Example:  lmworks backup /mnt/backups/2026-11-25
     """
@@ -72,8 +75,8 @@ def restore(
     """Bring a backup back into an empty checkout, all of it or nothing.
 
     Every file is hashed before anything is changed. The checkout may have been set up (databases that nobody used are replaced),
-    but must hold no runs, models or data; the servers must be down. Afterwards `lmworks up` serves the same champions, and
-    `lmworks run` finds nothing to do.
+
+    but must hold no runs, models or data; the servers must be down. Then `lmworks up` serves the same champions.
 
     Example:  lmworks restore /mnt/backups/2026-11-25
     """

@@ -29,12 +29,13 @@ def clean(
 
     [bold]spooled runs[/bold]: killed trainings that cannot go on, sent whole, past the age.
 
-    [bold]data[/bold]: nothing.  [bold]DVC cache[/bold]: only with --cache, by dvc gc --workspace --all-commits --all-experiments: what dvc.lock or any
-    commit, branch, tag or experiment names stays. Going back to settings that none of them names then runs their stages again.
+    [bold]data[/bold]: nothing.  [bold]DVC cache[/bold]: only with --cache; what dvc.lock, any commit, branch, tag or experiment names stays.
+
+    Going back to settings that none of these names then runs their stages again (dvc gc --workspace --all-commits --all-experiments).
 
     [bold]MLflow[/bold]: files of runs in its bin, and models that no registered version names, past the age. Versions and their runs stay.
 
-    [bold]Prefect[/bold]: flow runs past the age that no registered version refers to, with their tasks and logs.
+    [bold]Prefect[/bold]: flow runs past the age that neither a registered version nor `lmworks status` refers to, with tasks and logs.
 
     Not during a run. Servers that MLFLOW_TRACKING_URI or PREFECT_API_URL name are left alone.
 

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from components import chain, files, provenance
 from components.errors import Damaged, UserError
 from components.layout import Layout
@@ -49,8 +51,10 @@ def create(layout: Layout, target: Path) -> dict[str, Any]:
     target = target.absolute()
     _check_target(layout, target)
     with files.lock(layout.run_lock, what="lmworks run"), files.lock(layout.stage_lock, what="a stage"):
+        for left in target.parent.glob(f".{target.name}.*.partial"):  # a kill while an earlier one was written
+            if left.name.split(".")[-2].isdigit() and not psutil.pid_exists(int(left.name.split(".")[-2])):
+                shutil.rmtree(left, ignore_errors=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
         try:
             index = _write(layout, partial)
             if target.exists():

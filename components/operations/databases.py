@@ -43,10 +43,14 @@ def snapshot(source: Path, target: Path) -> None:
     Raises UserError and Damaged.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with opened(source) as live, contextlib.closing(sqlite3.connect(target)) as copy:
-        live.backup(copy)  # in one step: in several, a busy writer would make it begin again and again
-        copy.execute("PRAGMA journal_mode=DELETE")
-        problems = [row[0] for row in copy.execute("PRAGMA integrity_check")]
+    with opened(source) as live:
+        try:
+            with contextlib.closing(sqlite3.connect(target)) as copy:
+                live.backup(copy)  # in one step: in several, a busy writer would make it begin again and again
+                copy.execute("PRAGMA journal_mode=DELETE")
+                problems = [row[0] for row in copy.execute("PRAGMA integrity_check")]
+        except sqlite3.OperationalError as error:
+            raise UserError(f"cannot copy {source} to {target}: {error}. Free space there, or wait for who writes, then run again") from error
         if problems != ["ok"]:
             raise Damaged(f"{source} is damaged: {problems[0]}. Bring a backup back into an empty checkout: lmworks restore PATH")
 

@@ -7,6 +7,7 @@ take some runs, it takes every model in the bin with them, also one that a versi
 
 from __future__ import annotations
 
+import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from components.operations import databases, processes, rest, services
 from components.operations.cleaning import Item, Kind, size_of
 from components.provenance import PREFECT_RUN
 
+RUN_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -90,19 +92,19 @@ def _remove_models(url: str, unused: list[str], folders: list[Path]) -> None:
 # --- Prefect -------------------------------------------------------------------------------------
 
 def flow_runs(layout: Layout, before_s: float) -> Kind:
-    """Flow runs that ended before `before_s` and that no registered version's run refers to, with their tasks and logs."""
+    """Flow runs that ended before `before_s` and that nobody refers to, with their tasks and logs."""
     database = layout.prefect_database
     takes = sum(size_of(path) for path in database.parent.glob("prefect.db*")) if database.exists() else 0
     if (kind := _elsewhere(layout, processes.PREFECT, "Prefect", takes)) is not None:
         return kind
-    kind = Kind(name="Prefect", bytes=takes, keeps="flow runs that made a registered version, that are younger, or that have not ended; "
+    kind = Kind(name="Prefect", bytes=takes, keeps="flow runs that made a registered version, the last ones, younger ones, and those that have not ended; "
                 "the file stays as large as it is, its space is used again")
     if not database.exists():
         return kind
     with databases.opened(database) as connection:
         if not databases.has_table(connection, "flow_run"):
             return kind
-        moment = datetime.fromtimestamp(before_s, UTC).strftime("%Y-%m-%d %H:%M:%S")  # as SQLite has them: UTC, comparable as text
+        moment = datetime.fromtimestamp(before_s, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")  # as SQLite has them: UTC, comparable as text
         old = connection.execute(f"SELECT id, name, end_time FROM flow_run WHERE state_type IN ({', '.join('?' * len(ENDED))}) AND end_time < ? "
                                  "ORDER BY end_time", (*ENDED, moment)).fetchall()
     referred = _referred(layout)
@@ -111,21 +113,22 @@ def flow_runs(layout: Layout, before_s: float) -> Kind:
     if going and url is None:
         kind.keeps += f"; {len(going)} old flow run(s), as Prefect is down: lmworks up, then again"
         return kind
-    kind.items = [Item(what=f"flow run {name}", bytes=0, why=f"ended {end[:10]}, and no registered version refers to it") for _, name, end in going]
+    kind.items = [Item(what=f"flow run {name}", bytes=0, why=f"ended {end[:10]}, and nothing refers to it") for _, name, end in going]
     if going:
         kind.remove = lambda: _remove_flow_runs(f"{url}/api", [run_id for run_id, _, _ in going])
     return kind
 
 
 def _referred(layout: Layout) -> set[str]:
-    """Ids of the flow runs that the runs of registered versions link to."""
+    """Ids of the flow runs that the runs of registered versions link to, and of those that `lmworks status` shows."""
+    shown = {match for path in (layout.last_run, layout.scheduled) if path.exists() for match in RUN_ID.findall(path.read_text(errors="replace"))}
     if not layout.mlflow_database.exists():
-        return set()
+        return shown
     wanted = {version.run_id for version in databases.versions(layout.mlflow_database)}
     with databases.opened(layout.mlflow_database) as database:
         if not databases.has_table(database, "tags"):
-            return set()
-        return {link.rpartition("/")[2] for run, link in database.execute("SELECT run_uuid, value FROM tags WHERE key = ?", (PREFECT_RUN,)) if run in wanted}
+            return shown
+        return shown | {link.rpartition("/")[2] for run, link in database.execute("SELECT run_uuid, value FROM tags WHERE key = ?", (PREFECT_RUN,)) if run in wanted}
 
 
 def _remove_flow_runs(api_url: str, ids: list[str]) -> None:

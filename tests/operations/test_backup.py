@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -143,6 +144,21 @@ def test_servers_elsewhere_are_named_as_not_in_the_backup(layout: Layout, tmp_pa
 def test_E4_a_broken_database_is_named_and_nothing_is_written(layout: Layout, tmp_path: Path):
     layout.mlflow_database.write_bytes(b"this is no database, whatever its name" * 100)
     with pytest.raises(Damaged, match=r"mlflow\.db is damaged"):
+        backup.create(layout, tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_D1_a_full_disk_leaves_no_half_backup_and_what_a_kill_left_goes(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / f".b.{2**22 + 1}.partial").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="no space in .*needs .* MB"):
+        patch.setattr(backup.shutil, "disk_usage", lambda _path: SimpleNamespace(free=10))
+        backup.create(layout, tmp_path / "b")
+
+    def full(*_: Path) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "b"))
+
+    monkeypatch.setattr(backup, "copy_hashed", full)
+    with pytest.raises(UserError, match="No space left"):
         backup.create(layout, tmp_path / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 

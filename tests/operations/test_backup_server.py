@@ -1,4 +1,5 @@
-"""A champion registered with a real MLflow server, backed up while that server runs, and loaded by alias from a checkout elsewhere."""
+"""A champion registered with a real MLflow server, backed up while that server runs, cleaned around, and loaded by alias from a
+checkout elsewhere."""
 
 from __future__ import annotations
 
@@ -8,13 +9,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from components import files
 from components.errors import Busy, Damaged
 from components.layout import ROOT, Layout
-from components.operations import backup, databases, restoration, services
+from components.operations import backup, cleaning, databases, restoration, services
 from components.release import registry, release
 
 pytestmark = pytest.mark.code
@@ -64,7 +66,34 @@ def restored(saved: Path, root: Path) -> tuple[Layout, databases.Standing]:
     return layout, restoration.restore(layout, saved)["standing"]
 
 
-def test_the_champion_is_served_from_a_restored_checkout_with_the_same_hash(saved, tmp_path: Path):
+def what_nobody_needs(client: Any, layout: Layout) -> tuple[Path, Path, str]:
+    """(the folder of a model that no version names, that of a run in the bin, the experiment)."""
+    experiment = client.get_experiment_by_name("kept").experiment_id
+    model = client.create_logged_model(experiment, name="left")
+    run = client.create_run(experiment).info.run_id
+    client.log_text(run, "x" * 1000, "notes.txt")
+    client.delete_run(run)
+    left, binned = layout.artifacts / experiment / "models" / model.model_id, layout.artifacts / experiment / run
+    files.write_atomic(left / "artifacts/model.safetensors", b"x" * 1000)
+    return left, binned, experiment
+
+
+def check_clean(client: Any, layout: Layout) -> None:
+    """Only what nobody needs goes, and that only past the age; then the rows say so, too."""
+    left, binned, experiment = what_nobody_needs(client, layout)
+    before = {path for path in layout.artifacts.rglob("*") if path.is_file()}
+    cleaning.clean(layout, older_than_days=1)
+    cleaning.clean(layout, older_than_days=0, dry=True)
+    assert {path for path in layout.artifacts.rglob("*") if path.is_file()} == before
+    kinds = cleaning.clean(layout, older_than_days=0)
+    assert {item.bytes for kind in kinds if kind.name == "MLflow" for item in kind.items} == {1000}
+    assert {path for path in layout.artifacts.rglob("*") if path.is_file()} == {
+        path for path in before if not path.is_relative_to(left) and not path.is_relative_to(binned)}
+    assert "left" not in {model.name for model in client.search_logged_models([experiment])}
+    assert not any(kind.items for kind in cleaning.clean(layout, older_than_days=0) if kind.name == "MLflow")
+
+
+def test_the_champion_is_served_from_a_restored_and_cleaned_checkout_with_the_same_hash(saved, tmp_path: Path):
     old, folder, weights = saved
     away = old.root.rename(old.root.with_name("gone"))  # nothing may lean on the old place
     try:
@@ -73,6 +102,7 @@ def test_the_champion_is_served_from_a_restored_checkout_with_the_same_hash(save
         try:
             services.ensure(layout, prefect=False)
             client = registry.client(layout)
+            check_clean(client, layout)
             version = registry.aliased(client, "kept", "champion")
             assert version.tags[registry.WEIGHTS] == weights
             with registry.fetched(version, layout) as model:

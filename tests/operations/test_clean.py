@@ -15,7 +15,7 @@ from components import chain, files
 from components import config as settings
 from components.errors import Busy
 from components.layout import ROOT, Layout
-from components.operations import cleaning, environment, healing, staleness
+from components.operations import cleaning, environment, healing, rest, services, staleness
 
 pytestmark = pytest.mark.code
 
@@ -167,3 +167,24 @@ def test_the_cache_keeps_what_dvc_lock_needs_and_the_unchanged_rerun_runs_nothin
     assert (layout.root / "ran").read_text() == "xx"
     (layout.clean / "a.txt").write_text("damaged")  # and the output still comes back from what was kept
     assert healing.mend(layout, "clean") and (layout.clean / "a.txt").read_text() == "made of present"
+
+
+def test_flow_runs_that_ended_and_that_nobody_refers_to_go_through_a_real_prefect_server(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        monkeypatch.delenv(name, raising=False)
+    api = rest.Prefect(services.ensure(layout, mlflow=False)["prefect"]["api"])
+    try:
+        flow = api.send("/flows/", {"name": "lmworks-test"})["id"]
+        runs = {name: api.send("/flow_runs/", {"flow_id": flow, "name": name})["id"] for name in ("old", "shown", "open")}
+        for name in ("old", "shown"):
+            api.close("flow_runs", runs[name], state="COMPLETED", message="done")
+        files.write_json(layout.last_run, {"format": 1, "flow_run": f"http://x/runs/flow-run/{runs['shown']}"})
+        assert gone(cleaning.clean(layout, older_than_days=1)) == set()
+        assert gone(cleaning.clean(layout, older_than_days=0)) == {"flow run old"}
+        assert {run["name"] for run in api.send("/flow_runs/filter", {})} == {"shown", "open"}
+        api.close("flow_runs", runs["open"], state="FAILED", message="no")
+    finally:
+        services.down(layout)
+    down = by_name(cleaning.clean(layout, older_than_days=0))["Prefect"]
+    assert down.remove is None and "1 old flow run(s), as Prefect is down" in down.keeps
