@@ -77,18 +77,26 @@ import mlflow  # beside it: torch and transformers; nothing of lmworks
 
 mlflow.set_tracking_uri("{tracking_uri}")
 model = mlflow.pyfunc.load_model("{uri}")
-print(model.predict(["{prompt}"], params={{"max_new_tokens": 40, "temperature": 0.8, "seed": 1}})[0])
-print(model.unwrap_python_model().about())  # who answered: version and sha256 of the weights
+params = {{"max_new_tokens": 40, "temperature": 0.8, "seed": 1}}
+print(model.predict(["{prompt}"], params=params)[0])
+print(model.unwrap_python_model().about())  # who answered: version, sha256 of the weights
 ```
 
-As a server, and asked with curl:
+As a server:
 
 ```sh
-MLFLOW_TRACKING_URI={tracking_uri} mlflow models serve -m {uri} --env-manager local -h 127.0.0.1 -p 5330
+MLFLOW_TRACKING_URI={tracking_uri} mlflow models serve \\
+  -m {uri} --env-manager local -h 127.0.0.1 -p 5330
+```
+
+Asked with curl; then who answers:
+
+```sh
 curl -s http://127.0.0.1:5330/invocations -H 'Content-Type: application/json' \\
-  -d '{{"inputs": ["{prompt}"], "params": {{"max_new_tokens": 40, "temperature": 0.8, "seed": 1}}}}'
+  -d '{{"inputs": ["{prompt}"],
+       "params": {{"max_new_tokens": 40, "temperature": 0.8, "seed": 1}}}}'
 curl -s http://127.0.0.1:5330/invocations -H 'Content-Type: application/json' \\
-  -d '{{"inputs": [""], "params": {{"about": true}}}}'  # who answers
+  -d '{{"inputs": [""], "params": {{"about": true}}}}'
 ```
 
 Params: `max_new_tokens`, `temperature` (0 = the likeliest token), `top_k` (0 = off), `top_p`, `seed`, `about`. One seed gives one answer."""

@@ -110,8 +110,10 @@ def scores(told: dict[str, Any], criteria: list[gates.Criterion]) -> str:
     paired = next((c.observed for c in criteria if c.criterion == "not_worse_than_champion" and "[" in c.observed), None)
     # first, as it is what decides; the line may be cut
     lead = [f"on the same items (this - champion) {paired}"] if paired else []
+    if told["same_weights"]:  # the run is the same one, too, so it holds one of the two evaluations
+        return "the weights are the champion's, evaluated again"
     if told["scores"] is None:
-        lead.append("the rest is not known: " + ("; ".join(why for why in told["unknown"] if "scores" in why or "gone" in why) or "no evaluation"))
+        lead.append("old and new are not known: " + ("; ".join(why for why in told["unknown"] if "scores" in why or "gone" in why) or "no evaluation"))
     return "; ".join(lead + parts) or "no figure was measured"
 
 

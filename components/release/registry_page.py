@@ -28,12 +28,14 @@ def fitted(parts: list[str], *, limit: int = MAX_CHARS) -> str:
 
 # --- a version -----------------------------------------------------------------------------------
 
-def of_version(subject: Subject, config: Config, criteria: list[gates.Criterion], changed: changes.Lines, unpromoted_base: bool) -> str:
+def of_version(subject: Subject, config: Config, criteria: list[gates.Criterion], changed: changes.Lines, contract: dict[str, Any],
+               unpromoted_base: bool) -> str:
     """First what changed since the champion, in at most three lines."""
     news = "\n".join(f"- **{escape(label)}**: {escape(words)}" for label, words in changed)
     failed = "; ".join(criterion.sentence for criterion in criteria if not criterion.passed)
     verdict = f"**Its gate said no**: {escape(failed)}" if failed else "**Its gate passed.**"
-    return fitted([news, *card.base_notice(config, unpromoted_base), verdict, escape(card.headline(subject, config)), card.gate_table(criteria)])
+    return fitted([news, *card.base_notice(config, unpromoted_base), verdict, escape(card.headline(subject, config)), card.gate_table(criteria),
+                   contract_table(contract)])
 
 
 # --- a registered model --------------------------------------------------------------------------

@@ -194,10 +194,11 @@ def record(client: Any, run_id: str, subject: Subject, version: Any, current: An
         client.set_model_version_tag(name, number, registry.REASON + criterion.criterion,
                                      f"{'yes' if criterion.passed else 'no'}: {criterion.sentence}"[:MAX_TAG_CHARS])
     client.set_model_version_tag(name, number, registry.VERDICT, "passed" if passed else "failed")
+    promised = contract.of_version(client, version, layout)
     changed = changes.lines(registry.address(layout), name, version, current, criteria)
     if changed:
         client.set_model_version_tag(name, number, registry.CHANGED, changes.text_of(changed)[:MAX_TAG_CHARS])
-    client.update_model_version(name, number, registry_page.of_version(subject, config, criteria, changed, unpromoted_base))
+    client.update_model_version(name, number, registry_page.of_version(subject, config, criteria, changed, promised, unpromoted_base))
     run_note.write(client, run_id, subject, number, criteria, config, layout, registry.address(layout))
     candidate = registry.aliased(client, name, "candidate")
     if candidate is None or str(candidate.version) != number:
@@ -211,7 +212,7 @@ def record(client: Any, run_id: str, subject: Subject, version: Any, current: An
             "verdict": "passed" if passed else "failed", "champion_judged_against": current and str(current.version),
             "criteria": [criterion.as_dict() for criterion in criteria]})
         files.write_atomic(readme, card.card(subject, number, config, layout, criteria, unpromoted_base, registry.address(layout)))
-        files.write_json(kept, contract.of_version(client, version, layout))
+        files.write_json(kept, promised)
         for path in (decided, readme, kept):
             client.log_artifact(run_id, str(path))
         client.log_model_artifact(registry.model_id(version), str(readme))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +20,7 @@ import pytest
 from mlflow_server import free_port
 
 from components.errors import Damaged, UserError
-from components.release import registry
+from components.release import lineage, registry
 from components.release import release as releasing
 from components.serving import engine
 
@@ -53,6 +56,23 @@ def test_consumer_without_the_repository_loads_it_and_sees_no_warning(served, tm
     assert done.returncode == 0, done.stderr
     assert done.stderr == "" and len(json.loads(done.stdout)) == 2
     assert list(tmp_path.iterdir()) == []  # nothing is dropped where the consumer stands
+
+
+def page_blocks(client, name: str, language: str) -> list[str]:
+    """The code blocks that the registry page shows, to be copied as they are."""
+    return re.findall(rf"```{language}\n(.*?)```", client.get_registered_model(name).description, re.DOTALL)
+
+
+@pytest.mark.code
+def test_the_python_lines_of_the_registry_page_run_as_they_are(served, tmp_path):
+    layout, _ = served
+    (block,) = page_blocks(registry.client(layout), "used", "python")
+    environment = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")}
+    environment |= {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONSAFEPATH": "1"}
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr
+    told = ast.literal_eval(done.stdout.strip().splitlines()[-1])
+    assert told["name"] == "used" and told["version"] == 1 and told["weights_sha256"] == lineage.weights_of(layout.pretrained)
 
 
 @pytest.mark.code
@@ -131,7 +151,9 @@ def post(url: str, body: object, raw: bytes | None = None) -> tuple[int, str]:
 def test_serve_answers_params_400s_and_concurrent_requests(served, tmp_path):
     layout, url = served
     port = free_port()
-    line = registry.serve_line(url, "used", port=port).replace("mlflow models", f"{sys.executable} -m mlflow models", 1)
+    serve, ask = (block.replace(":5330/", f":{port}/").replace("-p 5330", f"-p {port}") for block in page_blocks(registry.client(layout), "used", "sh"))
+    assert " ".join(serve.replace("\\\n", " ").split()) == registry.serve_line(url, "used", port=port)  # the terminal says the same
+    line = serve.strip().replace("mlflow models", f"{sys.executable} -m mlflow models", 1)
     log = tmp_path / "serve.log"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
         "OMP_NUM_THREADS": "1", "UVICORN_LOG_LEVEL": "warning", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -150,6 +172,11 @@ def test_serve_answers_params_400s_and_concurrent_requests(served, tmp_path):
         with ThreadPoolExecutor(6) as pool:
             assert set(pool.map(lambda _: post(base, body)[1], range(12))) == {text}
         assert post(base, {"inputs": ["The king"]})[0] == 200
+        assert json.loads(json.loads(post(base, {"inputs": ["a", "b"], "params": {"about": True}})[1])["predictions"][1])["version"] == 1
+        if shutil.which("curl"):
+            said = subprocess.run(["/bin/sh", "-e", "-c", ask], capture_output=True, text=True, check=True, timeout=60).stdout
+            text, about = re.fullmatch(r'(\{.*\})(\{"predictions".*\})\s*', said, re.DOTALL).groups()
+            assert json.loads(text)["predictions"] and json.loads(json.loads(about)["predictions"][0])["name"] == "used"
         for params, words in [({"temperature": -1.0}, "temperature=-1.0"), ({"max_new_tokens": 0}, "max_new_tokens=0"), ({"top_p": 0.0}, "top_p=0.0"),
                               ({"seed": -5}, "seed=-5"), ({"max_new_tokens": 64}, "context is 64")]:
             status, answer = post(base, {"inputs": ["The king"], "params": params})

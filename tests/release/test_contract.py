@@ -125,7 +125,7 @@ def test_the_page_shows_the_last_ten_moves_newest_first():
 
 def told(**other):
     figure = {"value": 2.0, "low": 1.9, "high": 2.1, "items": 5}
-    return {"data": {"digests": [], "splits": []}, "settings": [], "code": {"git": [], "files": [], "versions": []}, "unknown": [],
+    return {"data": {"digests": [], "splits": []}, "settings": [], "code": {"git": [], "files": [], "versions": []}, "unknown": [], "same_weights": False,
             "scores": [{"what": "bits per byte", "language": "Chinese", "a": figure, "b": figure | {"value": 1.5}}]} | other
 
 
@@ -143,6 +143,10 @@ def test_three_lines_say_data_settings_code_and_scores():
     measured = gates.not_worse(gates.BITS, {"zh": (-0.5, -0.6, -0.4)}, 0.01, "1")
     assert changes.scores(told(), [measured]) == (
         "on the same items (this - champion) Chinese -0.5000 [-0.6000, -0.4000]; bits per byte, Chinese 2.000 [1.900, 2.100] → 1.500 [1.900, 2.100]")
+
+
+def test_weights_that_were_only_judged_again_are_told_as_such():
+    assert changes.scores(told(same_weights=True, scores=None, unknown=["x/1: scores: newer figures"]), []) == "the weights are the champion's, evaluated again"
 
 
 def test_what_was_deleted_by_hand_is_told_as_not_known():

@@ -26,7 +26,7 @@ def save(folder: Path, model_folder: Path, kind: str) -> Path:
     files.write_manifest(model_folder)
     mlflow.pyfunc.save_model(
         folder, python_model=str(MODEL_FILE), artifacts={"model": str(model_folder)}, pip_requirements=["mlflow"],
-        input_example=(["Hello"], {"max_new_tokens": 8, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0}))
+        input_example=(["Hello"], {"max_new_tokens": 8, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0, "about": False}))
     return folder
 
 
@@ -284,3 +284,19 @@ def test_J3_code_of_the_folders_own_is_refused(copy):
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
     files.write_manifest(folder)
     assert "auto_map" in refused(copy)
+
+
+def test_a_model_says_who_it_is_loaded_and_by_param(base, instruct, saved):
+    import mlflow
+
+    assert base.unwrap_python_model().about() == {"name": None, "version": None, "kind": "base", "weights_sha256": None, "context": 64}
+    assert [json.loads(text)["kind"] for text in instruct.predict(["", "x"], params={"about": True})] == ["instruct", "instruct"]
+    (saved["base"] / "registered_model_meta").write_text("model_name: tiny\nmodel_version: '7'\n")
+    try:
+        assert opened(saved["base"]).unwrap_python_model().about()["version"] == 7
+        (saved["base"] / "registered_model_meta").write_text("model_version: [\n")
+        assert opened(saved["base"]).unwrap_python_model().about()["version"] is None
+    finally:
+        (saved["base"] / "registered_model_meta").unlink()
+    with pytest.raises(mlflow.MlflowException, match="about='yes'"):
+        base.unwrap_python_model().predict(None, ["x"], {"about": "yes"})
