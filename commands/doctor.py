@@ -63,7 +63,7 @@ def findings(layout: Layout) -> list[dict[str, Any]]:
     except UserError as error:
         rows.append(_finding("params.yaml", False, str(error), "mend it, or: lmworks use tiny"))
     free_gb = shutil.disk_usage(layout.root).free / 1e9
-    rows.append(_finding("disk", free_gb >= MIN_FREE_GB, f"{free_gb:.0f} GB free", f"free {MIN_FREE_GB} GB; `du -sh .dvc/cache mlruns work` says what takes it"))
+    rows.append(_finding("disk", free_gb >= MIN_FREE_GB, f"{free_gb:.0f} GB free", f"free {MIN_FREE_GB} GB; `lmworks clean --dry-run` says what takes it"))
     blocked = [str(f.relative_to(layout.root)) for f in (layout.root / "data", layout.work_root, layout.mlruns, layout.state, layout.root / ".dvc") if not _writable(f)]
     rows.append(_finding("writable folders", not blocked, "all" if not blocked else f"not writable: {', '.join(blocked)}", "chown them to yourself"))
     rows.append(_finding("embedded corpus", layout.packages.exists(), str(layout.packages) if layout.packages.exists() else "missing", "make setup"))

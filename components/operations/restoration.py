@@ -33,8 +33,8 @@ def restore(layout: Layout, source: Path) -> dict[str, Any]:
     with files.lock(layout.run_lock, what="lmworks run"), files.lock(layout.stage_lock, what="a stage"), \
             files.lock(layout.startup_lock, what="the start of the servers", wait_s=5):
         staging = layout.state / "restore"
-        undo(layout, staging)
         check_servers_down(layout)
+        undo(layout, staging)
         index = read_index(source)
         refuse_if_taken(layout)
         try:
@@ -139,7 +139,7 @@ def _place(layout: Layout, staging: Path) -> list[str]:
     replaced = [name for name in moves if (layout.root / name).is_file() and Path(name).suffix in (".yaml", ".lock")
                 and (layout.root / name).read_bytes() != (staging / name).read_bytes()]
     files.fsync_tree(staging)
-    files.write_json(staging / JOURNAL, moves)
+    files.write_json(staging / JOURNAL, {name: _touched(staging / name) for name in moves})
     for name in moves:
         _move_in(layout.root, staging, name)
     (staging / JOURNAL).unlink()  # from here on the checkout is the restored one
@@ -184,17 +184,30 @@ def _move_in(root: Path, staging: Path, name: str) -> None:
 
 
 def undo(layout: Layout, staging: Path) -> None:
-    """Take back what a restore that failed or was killed had moved in; nothing to do after a whole one."""
+    """Take back what a restore that failed or was killed had moved in; nothing to do after a whole one.
+
+    Raises UserError, and changes nothing, where somebody worked in the half-restored checkout meanwhile.
+    """
     if (staging / JOURNAL).exists():
-        for name in files.read_json(staging / JOURNAL):
+        planned = files.read_json(staging / JOURNAL)
+        # what is not in staging any more was moved in
+        moved = [name for name in planned if not (staging / name).exists() and (layout.root / name).exists()]
+        if used := [name for name in moved if _touched(layout.root / name) != planned[name]]:
+            raise UserError(f"a restore was killed here, and {', '.join(used)} changed since. Move what you need away, remove the rest and {staging}, then run again")
+        for name in moved:
             final = layout.root / name
-            if not (staging / name).exists() and final.exists():  # it was moved in: nothing else writes here while we hold the locks
-                shutil.rmtree(final) if final.is_dir() else final.unlink()
-                with contextlib.suppress(OSError):  # a folder that was made for it; others are not empty
-                    final.parent.rmdir()
+            shutil.rmtree(final) if final.is_dir() else final.unlink()
+            with contextlib.suppress(OSError):  # a folder that was made for it; others are not empty
+                final.parent.rmdir()
         before = staging / "before"
         for path in [path for path in before.rglob("*") if path.is_file()] if before.exists() else []:
             original = layout.root / path.relative_to(before)
             original.parent.mkdir(parents=True, exist_ok=True)
             path.replace(original)
     shutil.rmtree(staging, ignore_errors=True)
+
+
+def _touched(path: Path) -> int:
+    """The newest change of a file (a database: with what lies beside it) or of any file in a folder, in ns; a rename keeps it."""
+    inside = path.rglob("*") if path.is_dir() else (one for one in (path, *(path.with_name(path.name + end) for end in BESIDE)) if one.exists())
+    return max((one.stat().st_mtime_ns for one in inside if one.is_file()), default=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
 import threading
@@ -231,5 +232,13 @@ def test_an_error_and_a_kill_among_the_renames_are_undone(layout: Layout, tmp_pa
     assert databases.rows(new.mlflow_database, "runs") == 3
     monkeypatch.setattr(restoration, "undo", undo)
     monkeypatch.setattr(restoration, "_move_in", real)
+    report = new.artifacts / "1/r/artifacts/report.html"
+    kept, content = report.stat(), report.read_text()
+    report.write_text("somebody went on working here")
+    with pytest.raises(UserError, match="a restore was killed here, and mlruns/artifacts changed since"):
+        restoration.restore(new, tmp_path / "b")
+    assert databases.rows(new.mlflow_database, "runs") == 3, "nothing was taken back"
+    report.write_text(content)
+    os.utime(report, ns=(kept.st_atime_ns, kept.st_mtime_ns))
     restoration.restore(new, tmp_path / "b")
     assert databases.rows(new.mlflow_database, "runs") == 3 and new.receipt.exists() and not (new.state / "restore").exists()
