@@ -118,7 +118,7 @@ def test_what_is_no_address_is_one_clear_error_without_it(checkout: Any, monkeyp
 
 def test_the_addresses_are_written_nowhere_but_in_the_hidden_block(checkout: Any, receiver: Any):
     assert receiver.calls, "the tests before have used them"
-    for path in [*checkout.layout.state.rglob("*"), *checkout.layout.mlruns.rglob("*")]:
+    for path in (path for folder in (checkout.layout.state, checkout.layout.mlruns, checkout.layout.prefect_home) for path in folder.rglob("*")):
         if path.is_file():
             assert receiver.token.encode() not in path.read_bytes(), path
     for kind, body in (("logs", {"limit": 200, "sort": "TIMESTAMP_DESC"}), ("artifacts", {"limit": 200}), ("automations", {"limit": 200}),
