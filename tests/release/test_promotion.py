@@ -13,7 +13,7 @@ import pytest
 from components import files
 from components.errors import UserError
 from components.layout import ROOT, Layout
-from components.release import promotion, registry
+from components.release import contract, promotion, registry
 
 pytestmark = pytest.mark.code
 
@@ -140,6 +140,17 @@ def test_version_that_lmworks_did_not_register_is_not_loaded(mlflow_url, tmp_pat
     client = a_model(layout, "foreign", 1)
     with pytest.raises(UserError, match="not registered by lmworks"), registry.fetched(client.get_model_version("foreign", "1"), layout):
         pass
+
+
+def test_A21_a_champion_whose_contract_cannot_be_read_blocks(mlflow_url, tmp_path):
+    layout = Layout(root=tmp_path)
+    client = a_model(layout, "stranger", 2)  # version 1 was put there by somebody else: no tag says what its files are
+    promise = {"format": 1, "inputs": [], "outputs": [], "params": [], "context": 8, "chat_template": None, "requirements": [], "python": "3.11"}
+    client.set_model_version_tag("stranger", "2", contract.CONTRACT, contract.text_of(promise))
+    mine, stranger = client.get_model_version("stranger", "2"), client.get_model_version("stranger", "1")
+    said = contract.judged(client, mine, stranger, ["context"], layout)
+    assert not said.passed and "champion version 1 could not be read" in said.sentence and "remove its alias" in said.sentence
+    assert contract.known(client, stranger, layout) is None and contract.judged(client, mine, None, [], layout).passed
 
 
 def test_damaged_services_file_is_one_clear_line(tmp_path, monkeypatch):
