@@ -20,7 +20,15 @@ run: setup  ## the whole chain: text to champion
 	@.venv/bin/lmworks run
 
 test: dev  ## the tests (under 12 minutes on 2 cores)
-	@.venv/bin/python -m pytest -m "not slow"
+	@.venv/bin/python -m pytest -m "not slow and not browser"
+
+browser: dev  ## what the pages show, in Chromium (some 6 minutes; screenshots stay in $LMWORKS_SCREENSHOTS)
+	@sh infra/browser.sh >/dev/null
+	@.venv/bin/python -m pytest -m browser tests/browser
+
+screenshots: dev  ## the README's pictures, of this checkout's servers and its last run
+	@sh infra/browser.sh >/dev/null
+	@.venv/bin/python -m tests.browser.screenshots
 
 lint: dev  ## ruff
 	@.venv/bin/ruff check .
@@ -34,4 +42,4 @@ lock: dev  ## resolve requirements*.lock again from pyproject.toml
 figures: dev  ## measure the figures of the README (about an hour, a quiet machine)
 	@.venv/bin/python -m benchmarks.figures
 
-.PHONY: help setup dev run test lint down lock figures
+.PHONY: help setup dev run test browser screenshots lint down lock figures

@@ -31,8 +31,8 @@ def describe(run: Any, subject: Subject, version: str, criteria: list[gates.Crit
     registered = link(f"version {version} of {subject.name}", f"{address}/#/models/{subject.name}/versions/{version}")
     verdict = f"**Passed its gate** as {registered}." if passed else f"**Did not pass its gate**: {registered} stays a candidate."
     reasons = "\n".join(f"- {'yes' if criterion.passed else '**no**'}, {code(criterion.criterion)}: {escape(criterion.sentence)}" for criterion in criteria)
-    # the page folds all but the first lines: what one decides by and where one goes stand there
-    return "\n\n".join([verdict, " · ".join(_links(run, address)), reasons, escape(card.headline(subject, config)), card.evaluation_table(subject, evaluation)])
+    # the page folds all but the first lines, and a veil over the third takes the clicks: what one decides by and where one goes stand above it
+    return "\n\n".join([f"{verdict}  \n{' · '.join(_links(run, address))}", reasons, escape(card.headline(subject, config)), card.evaluation_table(subject, evaluation)])
 
 
 def _links(run: Any, address: str) -> list[str]:
