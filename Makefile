@@ -24,7 +24,7 @@ test: dev  ## the tests (under 12 minutes on 2 cores)
 
 browser: dev  ## what the pages show, in Chromium (some 6 minutes; screenshots stay in $LMWORKS_SCREENSHOTS)
 	@sh infra/browser.sh >/dev/null
-	@.venv/bin/python -m pytest -m browser tests/browser
+	@.venv/bin/python -m pytest --timeout 1800 -m browser tests/browser
 
 screenshots: dev  ## the README's pictures, of this checkout's servers and its last run
 	@sh infra/browser.sh >/dev/null
