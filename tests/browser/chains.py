@@ -122,7 +122,7 @@ def _killed(checkout: Checkout, settings: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _blocked(checkout: Checkout) -> dict[str, Any]:
-    corpus = checkout.root.parent / "corpus 语料"
+    corpus = checkout.root.parent / "我的 语料"
     corpus.mkdir(exist_ok=True)
     good = [json.dumps({"text": f"这家店味道很好，下次还会再来，第 {number} 次。"}, ensure_ascii=False) for number in range(60)]
     rows = [f"服务很好\u0000{SCRIPT}", "味道\ufffd\ufffd\ufffd", " 　\t", "", "\u0001\u0002\u0003 很好"] * 3
