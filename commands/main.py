@@ -16,11 +16,13 @@ from commands import (
     generate,
     imports,
     models,
+    rollback,
     run,
     runs,
     services,
     settings,
     status,
+    verify,
 )
 from commands.doctor import doctor
 from components.errors import UserError
@@ -56,12 +58,14 @@ app.command(rich_help_panel="Models")(generate.generate)
 app.command(rich_help_panel="Models")(models.models)
 app.command(rich_help_panel="Models")(runs.runs)
 app.command(rich_help_panel="Models")(diff.diff)
+app.command(rich_help_panel="Models")(rollback.rollback)
 app.command(rich_help_panel="This machine")(services.up)
 app.command(rich_help_panel="This machine")(status.status)
 app.command(rich_help_panel="This machine")(services.down)
 app.command(rich_help_panel="This machine")(backup.backup)
 app.command(rich_help_panel="This machine")(backup.restore)
 app.command(rich_help_panel="This machine")(clean.clean)
+app.command(rich_help_panel="This machine")(verify.verify)
 app.command(rich_help_panel="This machine")(doctor)
 
 

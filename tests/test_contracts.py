@@ -28,7 +28,7 @@ ALLOWED = {
     "components.stages": {"components.corpus", "components.training", "components.applications", "components.evaluation", "components.tracking"},
     "components.release": {"components.evaluation", "components.applications", "components.serving", "components.tracking", "components.chain", "components.operations", "components.corpus"},
     "components.serving": {"components.release", "components.tracking", "components.operations"},
-    "components.operations": {"components.tracking", "components.chain", "components.release"},
+    "components.operations": {"components.tracking", "components.chain", "components.release", "components.corpus"},
 }
 # Heavy packages and the only places that may import them (at any depth).
 OWNERS = {

@@ -55,6 +55,13 @@ def snapshot(source: Path, target: Path) -> None:
             raise Damaged(f"{source} is damaged: {problems[0]}. Bring a backup back into an empty checkout: lmworks restore PATH")
 
 
+def integrity(path: Path) -> list[str]:
+    """What SQLite finds wrong with the structure of a database; [] where it is whole. Raises UserError and Damaged."""
+    with opened(path) as database:
+        found = [str(row[0]) for row in database.execute("PRAGMA integrity_check")]
+        return [] if found == ["ok"] else found
+
+
 def rows(path: Path, table: str) -> int:
     """How many rows a table has; 0 where there is no such table (a database that no server has filled yet)."""
     with opened(path) as database:

@@ -84,7 +84,7 @@ def copy_from_cache(layout: Layout, out: dict[str, Any]) -> Path | None:
         return None
     objects = objects_folder(layout)
     listing = objects / md5[:2] / md5[2:]
-    if _md5(listing) != md5.removesuffix(".dir"):
+    if md5_of(listing) != md5.removesuffix(".dir"):
         listing.unlink(missing_ok=True)
         return None
     partial = layout.partial / f"restore-{Path(out['path']).name}"
@@ -94,7 +94,7 @@ def copy_from_cache(layout: Layout, out: dict[str, Any]) -> Path | None:
         for entry in json.loads(listing.read_bytes()):
             target, found = partial / entry["relpath"], objects / entry["md5"][:2] / entry["md5"][2:]
             target.parent.mkdir(parents=True, exist_ok=True)
-            if _md5(found, target) != entry["md5"]:
+            if md5_of(found, target) != entry["md5"]:
                 found.unlink(missing_ok=True)
                 whole = False
         if whole:
@@ -109,7 +109,7 @@ def copy_from_cache(layout: Layout, out: dict[str, Any]) -> Path | None:
     return None
 
 
-def _md5(path: Path, target: Path | None = None) -> str | None:
+def md5_of(path: Path, target: Path | None = None) -> str | None:
     """DVC's name for the bytes of a file, copied to `target` on the way; None if there is no such file."""
     digest = hashlib.md5(usedforsecurity=False)
     try:

@@ -11,12 +11,14 @@ from components.markdown import escape, table
 HISTORY = "lmworks.history."  # tags of the registered model, numbered
 DONE = "lmworks.history_done"  # number of the last entry whose move was made: each is written before its move
 BY_HAND = "moved by hand in the registry; no gate decided"
+ROLLBACK = "rollback: "  # how the reason of such a move begins
 MAX_WHY_CHARS = 600
 SHOWN, SHOWN_WHY_CHARS = 10, 160
 
 
 def history(model: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every move of the champion, oldest first: {"when" (ISO, UTC), "who", "from", "to" (version or None), "why"}."""
+    """Every move of the champion, oldest first: {"when" (ISO, UTC), "who", "from", "to" (version or None), "why", "left_weights" (sha256
+    of what a rollback left, else None)}."""
     return [entry for _, entry in _numbered(model)]
 
 
@@ -38,7 +40,8 @@ def _entry(value: str) -> dict[str, Any]:
     if not isinstance(entry, dict):
         entry = {"why": "this entry was edited by hand and cannot be read"}
     return {"when": str(entry.get("when") or "1970-01-01T00:00:00+00:00"), "who": str(entry.get("who") or "unknown"),
-            "from": entry.get("from") and str(entry["from"]), "to": entry.get("to") and str(entry["to"]), "why": str(entry.get("why") or "not said")}
+            "from": entry.get("from") and str(entry["from"]), "to": entry.get("to") and str(entry["to"]), "why": str(entry.get("why") or "not said"),
+            "left_weights": entry.get("left_weights")}
 
 
 def _made(model: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
@@ -56,6 +59,24 @@ def recorded(model: dict[str, Any]) -> str | None:
     return moves[-1][1]["to"] if moves else None
 
 
+def champions(model: dict[str, Any]) -> list[str]:
+    """Versions that a gate or a rollback made champion, each once, the latest reign first."""
+    return list(dict.fromkeys(entry["to"] for _, entry in reversed(_made(model)) if entry["to"] and not entry["why"].startswith(BY_HAND)))
+
+
+def left_behind(model: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{version: the move that left it} of the versions that were rolled back from and not brought back by a rollback since."""
+    left: dict[str, dict[str, Any]] = {}
+    for _, entry in _made(model):
+        if entry["why"].startswith(ROLLBACK) and left.pop(entry["to"], None) is None and entry["from"]:
+            left[entry["from"]] = entry
+    return left
+
+
+def was_rolled_back(model: dict[str, Any]) -> bool:
+    return any(entry["why"].startswith(ROLLBACK) for _, entry in _made(model))
+
+
 def by_hand(model: dict[str, Any]) -> str | None:
     """In words, that the alias is not where the last recorded promotion put it; None when it is."""
     last, champion = recorded(model), model["aliases"].get("champion")
@@ -67,14 +88,14 @@ def by_hand(model: dict[str, Any]) -> str | None:
     return f"not gated: the alias champion was moved by hand to version {champion}; {known}"
 
 
-def planned(model: dict[str, Any], *, to: str, who: str, when: str, why: str) -> dict[int, dict[str, Any]]:
+def planned(model: dict[str, Any], *, to: str, who: str, when: str, why: str, left_weights: str | None = None) -> dict[int, dict[str, Any]]:
     """Entries to write before the alias moves to version `to`; a move that somebody made by hand before gets its own."""
     moves, champion = _made(model), model["aliases"].get("champion")
     number, last = moves[-1][0] if moves else 0, recorded(model)
     entries = []
     if champion != last:
         entries.append({"when": when, "who": "unknown", "from": last, "to": champion, "why": f"{BY_HAND} (found at the next promotion)"})
-    entries.append({"when": when, "who": who, "from": champion, "to": to, "why": why[:MAX_WHY_CHARS]})
+    entries.append({"when": when, "who": who, "from": champion, "to": to, "why": why[:MAX_WHY_CHARS]} | ({"left_weights": left_weights} if left_weights else {}))
     return dict(enumerate(entries, start=number + 1))
 
 

@@ -42,9 +42,9 @@ def last_gated(client: Any, name: str) -> Any | None:
         raise
 
 
-def move_champion(client: Any, name: str, model: dict[str, Any], *, to: str, why: str) -> None:
+def move_champion(client: Any, name: str, model: dict[str, Any], *, to: str, why: str, left_weights: str | None = None) -> None:
     """Write history, then move the alias. The caller holds the promotion lock and has just read `model`."""
-    entries = history.planned(model, to=to, who=user(), when=datetime.now(UTC).isoformat(timespec="seconds"), why=why)
+    entries = history.planned(model, to=to, who=user(), when=datetime.now(UTC).isoformat(timespec="seconds"), why=why, left_weights=left_weights)
     for number, entry in entries.items():
         client.set_registered_model_tag(name, f"{history.HISTORY}{number:06d}", json.dumps(entry, ensure_ascii=False, sort_keys=True))
     client.set_registered_model_alias(name, "champion", to)

@@ -15,7 +15,7 @@ from components import files, mlflow_rest
 from components.config import Config
 from components.errors import Damaged, UserError
 from components.layout import Layout
-from components.release.history import by_hand, history
+from components.release.history import ROLLBACK, by_hand, history, left_behind
 
 __all__ = ["history"]  # beside what is defined here: the commands ask this module for it
 
@@ -267,6 +267,8 @@ def _version(version: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
         note = by_hand(model)
         if note is None and verdict != "passed":
             note = "champion, but its gate says no: the gate was changed since"
+    elif move := left_behind(model).get(str(version["version"])):
+        note = f"{move['who']} rolled back from it to version {move['to']}: {move['why'].removeprefix(ROLLBACK)}"
     return {"version": int(version["version"]), "verdict": verdict or "none", "weights_sha256": tags.get(WEIGHTS),
             "created_ms": int(version["creation_timestamp"]), "gated": verdict == "passed" and note is None, "changed": tags.get(CHANGED),
             "reasons": {key.removeprefix(REASON): value for key, value in sorted(tags.items()) if key.startswith(REASON)}, "note": note}

@@ -83,3 +83,15 @@ def write(client: Any, subject: Subject, config: Config, contract: dict[str, Any
     text = of_model(subject, config, promotion.model_of(client, subject.name), contract, url)
     if registered.description != text:
         client.update_registered_model(subject.name, text)
+
+
+def moved(client: Any, name: str, before: dict[str, Any]) -> None:
+    """The champion was moved without a release: who is champion, and the history, are told anew; the rest stays as it is.
+
+    `before`: the model as it was. A text that somebody changed there is left alone.
+    """
+    after = promotion.model_of(client, name)
+    old = client.get_registered_model(name).description or ""
+    text = old.replace(standing(name, before), standing(name, after)).replace(history.page(before), history.page(after))
+    if old != text and len(text) <= MAX_CHARS:
+        client.update_registered_model(name, text)

@@ -32,6 +32,7 @@ from components.release import (
     promotion,
     registry,
     registry_page,
+    rollback,
     run_note,
     views,
 )
@@ -142,7 +143,8 @@ def release_one(client: Any, experiment: str, subject: Subject, config: Config, 
 
     def judge(current: Any | None) -> tuple[bool, str]:
         criteria[:] = [*judged(client, run_id, subject, current, config, layout, checked, say),
-                       contract.judged(client, version, current, config.gates.allow_contract_break, layout)]
+                       contract.judged(client, version, current, config.gates.allow_contract_break, layout),
+                       *rollback.criteria(client, subject.name, str(version.version), subject.weights_sha256)]
         passed = gates.passes(criteria)
         record(client, run_id, subject, version, current, criteria, config, layout, earlier)
         return passed, reason(criteria)
