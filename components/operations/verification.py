@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shlex
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -134,19 +135,23 @@ def _listing(layout: Layout, out: dict[str, Any] | None) -> list[dict[str, Any]]
 def _cache(layout: Layout) -> Iterator[Check]:
     seen: set[str] = set()
     for out in _locked(layout):
-        for md5 in [str(out.get("md5", "")), *(entry["md5"] for entry in _listing(layout, out) or [])]:
+        for md5, name in [(str(out.get("md5", "")), None), *((entry["md5"], entry["relpath"]) for entry in _listing(layout, out) or [])]:
             path = healing.objects_folder(layout) / md5[:2] / md5[2:]
             if md5 not in seen and (path.exists() or (layout.root / out["path"]).exists()):  # a fresh clone has neither
                 seen.add(md5)
-                yield Check(kind="DVC cache", bytes=size_of(path), look=lambda path=path, md5=md5, out=out: _object(layout, path, md5, out["path"]))
+                yield Check(kind="DVC cache", bytes=size_of(path),
+                            look=lambda path=path, md5=md5, out=out["path"], name=name: _object(layout, path, md5, out, name))
 
 
-def _object(layout: Layout, path: Path, md5: str, out: str) -> Iterator[Problem]:
+def _object(layout: Layout, path: Path, md5: str, out: str, name: str | None) -> Iterator[Problem]:
+    """`name`: the file of the out that the object holds; None: the list of its files."""
     found = healing.md5_of(path)
     if found != md5.removesuffix(".dir"):
         where = path.relative_to(layout.root).as_posix() if path.is_relative_to(layout.root) else str(path)
-        yield Problem(kind="DVC cache", where=f"{where} (of {out})", todo=f"where {out} is whole: rm -f {where}, then .venv/bin/dvc commit -f; else lmworks run makes both anew",
-                      wrong=f"md5 {found} found, {md5.removesuffix('.dir')} in dvc.lock" if found else "is not there; dvc.lock needs it")
+        again = (f"cp {shlex.quote(f'{out}/{name}')} {shlex.quote(where)}" if name
+                 else ".venv/bin/dvc commit -f (only while lmworks run --dry-run calls everything up to date: it takes all as it stands)")
+        yield Problem(kind="DVC cache", where=f"{where} (of {out})", wrong=f"md5 {found} found, {md5.removesuffix('.dir')} in dvc.lock" if found else "is not there; dvc.lock needs it",
+                      todo=f"where {out} is whole: rm -f {shlex.quote(where)}, then {again}; else lmworks run makes both anew")
 
 
 # --- what came from outside ----------------------------------------------------------------------

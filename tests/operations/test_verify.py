@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import sqlite3
+import subprocess
 from base64 import urlsafe_b64encode
 from pathlib import Path
 
@@ -125,8 +126,14 @@ def test_A13_an_object_of_the_cache_and_its_listing(layout: Layout):
             for bad in (bytes([good[0] ^ 1]) + good[1:], good[:-1], None):
                 path.unlink() if bad is None else path.write_bytes(bad)
                 (problem,) = [problem for problem in verification.verify(layout, []).problems if problem.damaged]
-                assert problem.kind == "DVC cache" and path.relative_to(layout.root).as_posix() in problem.where and "dvc commit" in problem.todo
-                path.write_bytes(good)
+                assert problem.kind == "DVC cache" and path.relative_to(layout.root).as_posix() in problem.where
+                if path.suffix == ".dir":
+                    assert "dvc commit" in problem.todo
+                    path.write_bytes(good)
+                else:  # the advice, as it stands
+                    lines = problem.todo.partition(": ")[2].partition("; ")[0].replace(", then ", "\n")
+                    subprocess.run(["sh", "-ec", lines], cwd=layout.root, check=True)
+                    assert path.read_bytes() == good
     assert verification.verify(layout, []).clean
 
 
