@@ -172,3 +172,14 @@ def test_the_command_says_what_was_done(three, monkeypatch, capsys):
     told = json.loads(capsys.readouterr().out)
     assert (told["from"], told["to"], told["brought_back"], told["why"]) == ("2", "3", True, "rollback: no reason given")
     assert Path(layout.promotion_lock).exists()
+
+
+def test_H2_from_an_alias_moved_by_hand_to_the_version_that_a_gate_chose_last(three):
+    _, layout, client = three
+    client.set_registered_model_alias("back-instruct", "champion", "1")
+    done = rollback.roll_back(layout, "back-instruct")
+    assert (done.left, done.to) == ("1", "3")
+    model = registry.registered(layout, "back-instruct")
+    by_hand, back = history.history(model)[-2:]
+    assert (by_hand["from"], by_hand["to"], by_hand["who"]) == ("3", "1", "unknown") and (back["from"], back["to"]) == ("1", "3")
+    assert history.by_hand(model) is None and engine.chosen(client, "back-instruct", None).version == "3"
