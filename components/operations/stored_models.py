@@ -38,7 +38,7 @@ def checks(layout: Layout, wanted: list[str]) -> Iterator[Check]:
             yield Check(kind="models", bytes=size_of(layout.artifacts / version.folder) if version.folder else 0,
                         look=lambda version=version: _stored(layout, version))
     for line in [] if wanted else dangling:
-        loose = Problem(kind="models", where="registry", wrong=line, todo="lmworks run registers and judges again what data/ holds")
+        loose = Problem(kind="models", where="registry", wrong=line, todo="lmworks run judges again what data/ holds")
         yield Check(kind="models", bytes=0, look=lambda loose=loose: iter([loose]))
 
 
@@ -62,7 +62,8 @@ def _stored(layout: Layout, version: databases.Version) -> Iterator[Problem]:
 
 def _mend(name: str, champion: bool) -> str:
     back = f"; until then: lmworks rollback {name}" if champion else ""
-    return f"lmworks run registers the weights again where data/ still holds them{back}; or {RESTORE}"
+    return (f"where data/ still holds the weights: rm -f .lmworks/release.json, then lmworks run (it registers them again){back}; "
+            f"or {RESTORE}")
 
 
 def _served(layout: Layout, wanted: list[str]) -> Iterator[Check]:

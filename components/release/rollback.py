@@ -92,7 +92,8 @@ def _previous(client: Any, layout: Layout, name: str, model: dict[str, Any]) -> 
         except UserError as error:
             skipped.append((number, str(error)))
     tried = "".join(f"; version {number} cannot be taken: {why}" for number, why in skipped)
-    raise UserError(f"{name} has no earlier champion to go back to{tried}. {_known(name, model)}")
+    given_up = "".join(f"; version {number} was rolled back from, --to {number} takes that back" for number in left if number != champion)
+    raise UserError(f"{name} has no earlier champion to go back to{tried}{given_up}. {_known(name, model)}")
 
 
 def _asked_for(client: Any, layout: Layout, name: str, model: dict[str, Any], number: str) -> Any:

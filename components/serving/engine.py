@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from components.errors import UserError
+from components.errors import Damaged, UserError
 from components.layout import Layout
 from components.release import registry
 
@@ -49,13 +52,24 @@ def answer(layout: Layout, name: str, prompts: list[str], params: dict[str, Any]
     from mlflow.exceptions import MlflowException
 
     model_version = chosen(client, name, version)
-    with registry.fetched(model_version, layout) as folder:
+    with _verified(model_version, layout) as folder:
         try:
             model = mlflow.pyfunc.load_model(str(folder))
             texts = model.predict(prompts, params=params)
         except MlflowException as error:
             raise UserError(one_line(error)) from None
     return {"name": name, "version": int(model_version.version), "texts": list(texts)}
+
+
+@contextlib.contextmanager
+def _verified(version: Any, layout: Layout) -> Iterator[Path]:
+    """`registry.fetched`; where the bytes are damaged the receipt goes, so that `lmworks run` releases again and does not call it unchanged."""
+    try:
+        with registry.fetched(version, layout) as folder:
+            yield folder
+    except Damaged:
+        layout.receipt.unlink(missing_ok=True)
+        raise
 
 
 def one_line(error: Exception) -> str:

@@ -63,7 +63,7 @@ def test_H6_back_to_the_previous_champion_and_a_run_does_not_undo_it(three):
     assert releasing.receipt_current(config, layout)
 
     assert rollback.roll_back(layout, "back").to == "1"  # not to 3, which was left for a reason
-    with pytest.raises(UserError, match="no earlier champion to go back to.*History: none -> 1 .*3 -> 2 .*2 -> 1"):
+    with pytest.raises(UserError, match="no earlier champion to go back to.*--to 3 takes that back.*History: none -> 1 .*3 -> 2 .*2 -> 1"):
         rollback.roll_back(layout, "back")
 
     again = rollback.roll_back(layout, "back", to="3")  # taken back: judged as 'no' since, and served all the same
@@ -183,3 +183,17 @@ def test_H2_from_an_alias_moved_by_hand_to_the_version_that_a_gate_chose_last(th
     by_hand, back = history.history(model)[-2:]
     assert (by_hand["from"], by_hand["to"], by_hand["who"]) == ("3", "1", "unknown") and (back["from"], back["to"]) == ("1", "3")
     assert history.by_hand(model) is None and engine.chosen(client, "back-instruct", None).version == "3"
+
+
+def test_C7_a_champion_that_is_refused_is_registered_again_by_an_unchanged_run(three, mlflow_folder):
+    config, layout, client = three
+    released(config, layout)
+    assert releasing.receipt_current(config, layout)
+    answers = engine.chosen(client, "back-instruct", None)
+    stored = next((mlflow_folder / "artifacts").glob(f"*/models/{registry.model_id(answers)}/artifacts/artifacts/model/model.safetensors"))
+    stored.write_bytes(stored.read_bytes()[:-1])
+    with pytest.raises(Damaged, match="Release it again: lmworks run|model.safetensors is damaged"):
+        engine.answer(layout, "back-instruct", ["房间"], {})
+    assert not releasing.receipt_current(config, layout)
+    _, instruct = released(config, layout)
+    assert instruct.promoted and instruct.version == "4"
