@@ -37,9 +37,12 @@ def test_one_finished_run_a_model_with_curves_data_and_report(finished: Finished
     checkout = finished.checkout
     experiment = checkout.mlflow("GET", "experiments/get-by-name?experiment_name=smoke")["experiment"]["experiment_id"]
     runs = checkout.mlflow("POST", "runs/search", {"experiment_ids": [experiment]})["runs"]
-    by_stage = {next(t["value"] for t in r["data"]["tags"] if t["key"] == "lmworks.stage"): r for r in runs}
-    assert sorted(by_stage) == ["finetune", "pretrain"] and len(runs) == 2
-    for run in runs:
+    tags = {run["info"]["run_id"]: {tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in runs}
+    by_stage = {tags[run["info"]["run_id"]]["lmworks.stage"]: run for run in runs if "lmworks.stage" in tags[run["info"]["run_id"]]}
+    (judged,) = (run for run in runs if "lmworks.stage" not in tags[run["info"]["run_id"]])
+    assert sorted(by_stage) == ["finetune", "pretrain"] and len(runs) == 3
+    assert judged["info"]["run_name"].startswith("judged items smoke-instruct ") and judged["info"]["status"] == "FINISHED"
+    for run in by_stage.values():
         assert run["info"]["status"] == "FINISHED"
         keys = {m["key"] for m in run["data"]["metrics"]}
         assert "train/loss" in keys and any(k.startswith("eval/") for k in keys)

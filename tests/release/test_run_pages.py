@@ -269,7 +269,7 @@ def test_J12_what_users_wrote_is_shown_as_text(pair):
 
 
 def test_a_run_that_a_person_deleted_gets_a_stand_in_and_is_named(mlflow_url, tmp_path):
-    config = checkout.configuration(name="binned", **{"corpus.base": "qwen-12345678"})  # one model is enough
+    config = checkout.configuration(name="without-its-run", **{"corpus.base": "qwen-12345678"})  # one model is enough
     layout = checkout.make(tmp_path, config)
     (decision,) = releasing.release(config, layout, say=lambda line: None)
     client = registry.client(layout)
