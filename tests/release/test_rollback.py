@@ -183,6 +183,9 @@ def test_H2_from_an_alias_moved_by_hand_to_the_version_that_a_gate_chose_last(th
     by_hand, back = history.history(model)[-2:]
     assert (by_hand["from"], by_hand["to"], by_hand["who"]) == ("3", "1", "unknown") and (back["from"], back["to"]) == ("1", "3")
     assert history.by_hand(model) is None and engine.chosen(client, "back-instruct", None).version == "3"
+    client.delete_registered_model_alias("back-instruct", "champion")  # as when the champion's version is deleted (H5)
+    done = rollback.roll_back(layout, "back-instruct")
+    assert (done.left, done.to) == (None, "3") and champion(layout, "back-instruct") == "3"
 
 
 def test_C7_a_champion_that_is_refused_is_registered_again_by_an_unchanged_run(three, mlflow_folder):
