@@ -22,6 +22,9 @@ run: setup  ## the whole chain: text to champion
 test: dev  ## the tests (under 12 minutes on 2 cores)
 	@.venv/bin/python -m pytest -m "not slow and not browser"
 
+slow: dev  ## the long checks: alerts and crashes, backup, a consumer on another host, a killed run in MLflow
+	@.venv/bin/python -m pytest -m "slow and not browser"
+
 browser: dev  ## what the pages show, in Chromium (some 6 minutes; screenshots stay in $LMWORKS_SCREENSHOTS)
 	@sh infra/browser.sh >/dev/null
 	@.venv/bin/python -m pytest --timeout 1800 -m browser tests/browser
@@ -42,4 +45,4 @@ lock: dev  ## resolve requirements*.lock again from pyproject.toml
 figures: dev  ## measure the figures of the README (about an hour, a quiet machine)
 	@.venv/bin/python -m benchmarks.figures
 
-.PHONY: help setup dev run test browser screenshots lint down lock figures
+.PHONY: help setup dev run test slow browser screenshots lint down lock figures

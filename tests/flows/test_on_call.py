@@ -17,7 +17,7 @@ from components.errors import UserError
 from components.operations import addresses, alerts, processes, rest, services, unclean
 from flows import reconciler
 
-pytestmark = [pytest.mark.e2e]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 NAMES = {"lmworks crashed", "lmworks failed", "lmworks late", alerts.NO_HEARTBEAT}
 
 
@@ -140,7 +140,6 @@ def no_worker(checkout: Any) -> Any:
         page.up(checkout)
 
 
-@pytest.mark.slow
 def test_a_run_that_nobody_takes_is_told(on_call: Any, receiver: Any):
     write_settings(on_call, late_alert_s=10)
     page.up(on_call)
@@ -153,7 +152,6 @@ def test_a_run_that_nobody_takes_is_told(on_call: Any, receiver: Any):
     write_settings(on_call, late_alert_s=900)
 
 
-@pytest.mark.slow
 def test_F4_C15_worker_and_flow_killed_together_are_told_and_put_in_order(on_call: Any, receiver: Any):
     run, pid = asleep_in_a_worker(on_call, "until all is killed")
     with no_worker(on_call):

@@ -19,7 +19,7 @@ from components.layout import ROOT, Layout
 from components.operations import backup, cleaning, databases, restoration, services
 from components.release import registry, release
 
-pytestmark = pytest.mark.code
+pytestmark = [pytest.mark.code, pytest.mark.slow]
 
 
 def a_released_checkout() -> ModuleType:

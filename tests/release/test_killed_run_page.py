@@ -16,7 +16,7 @@ from components.layout import ROOT, Layout
 from components.mlflow_rest import call
 from flows import reconciler
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 KILLED_IN_STEP = 36  # after the points of step 35 and the checkpoint of step 32: three steps and a point are computed twice
 STEPS = 60

@@ -18,7 +18,7 @@ from components.layout import ROOT
 from components.release import lineage, package
 from components.release import release as releasing
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 HERE, THERE = "10.77.41.1", "10.77.41.2"
 
 CONSUMER = r"""
