@@ -140,6 +140,7 @@ def test_retry_in_the_page_goes_on_at_the_failed_stage(checkout: Any, receiver: 
 
 @pytest.mark.slow
 def test_cancelling_in_the_page_leaves_no_process(checkout: Any):
+    up(checkout)
     checkout.wish("second", "sleep in a worker")
     (checkout.root / "asleep").unlink(missing_ok=True)
     run = ask(checkout, release=False)
