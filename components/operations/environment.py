@@ -49,8 +49,9 @@ FIXED = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",  # no server: an error, never a hidden second one
     # How long a torch thread spins for the next parallel piece of work before it sleeps. Two spinning threads on one core make a step
-    # many times slower; one that sleeps at once wakes late. Fine-tuning of tiny, 2 cores, steps/s against no spinning: 3,000 gives +16 %
-    # on a quiet machine and -27 % beside a busy program; 100,000 gives +15 % and -70 %; OpenMP's own 300,000 gives +18 %, and 1/25.
+    # many times slower; one that sleeps at once wakes late. Fine-tuning of tiny, 12 to 30 steps on 2 cores, one or two trials each, tokens/s
+    # against no spinning: 3,000 gives +16 % on a quiet machine and -24 % beside a busy program; 100,000 gives +15 % and -71 %;
+    # OpenMP's own 300,000 gives +18 %, and a fifteenth on a machine with several busy programs.
     "OMP_WAIT_POLICY": "passive",  # for the OpenMP of other builds; GNU's obeys the line below
     "GOMP_SPINCOUNT": "3000",
 }
