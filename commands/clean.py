@@ -25,7 +25,7 @@ def clean(
 
     [bold]checkpoints[/bold]: of trainings with other settings, data or code than the present ones, past the age.
 
-    [bold]temporary files[/bold]: left by killed processes, older than a day.  [bold]logs[/bold]: those put aside, past the age.
+    [bold]temporary files[/bold]: left by killed processes, older than a day.  [bold]logs[/bold], [bold]databases[/bold]: those put aside, past the age.
 
     [bold]spooled runs[/bold]: killed trainings that cannot go on, sent whole, past the age.
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import psutil
 
-from components import chain, files, provenance
+from components import chain, files, provenance, storage
 from components.errors import Damaged, UserError
 from components.layout import Layout
-from components.operations import databases, healing, services
+from components.operations import databases, half_restored, healing, services
 from components.operations.processes import MLFLOW, PREFECT, Service
 from components.reporting import Progress
 
@@ -49,6 +49,7 @@ def create(layout: Layout, target: Path) -> dict[str, Any]:
     Raises Busy (a run or a stage goes on), UserError (`target` is there; no space; nothing to back up) and Damaged (a database).
     """
     target = target.absolute()
+    half_restored.refuse(layout)
     _check_target(layout, target)
     with files.lock(layout.run_lock, what="lmworks run"), files.lock(layout.stage_lock, what="a stage"):
         for left in target.parent.glob(f".{target.name}.*.partial"):  # a kill while an earlier one was written
@@ -63,7 +64,8 @@ def create(layout: Layout, target: Path) -> dict[str, Any]:
             partial.rename(target)
             files.fsync_dir(target.parent)
         except OSError as error:
-            raise UserError(f"cannot write the backup {target}: {error.strerror or error}: {error.filename or partial}. Mend that, then run again") from error
+            why = storage.said(error, partial) or f"{error.strerror or error}: {error.filename or partial}. Mend that, then run again"
+            raise UserError(f"cannot write the backup {target}: {why}") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return index
@@ -201,9 +203,7 @@ def md5_of(path: Path) -> str:
 
 def _check_space(folder: Path, plan: list[File]) -> None:
     needed = sum(file.source.stat().st_size for file in plan) * SPARE
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(f"no space in {folder.parent}: the backup needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free. Free some, or name another disk")
+    storage.check_room(folder.parent, needed, "the backup", "run again, or name another disk")
 
 
 def _copy(plan: list[File], partial: Path) -> dict[str, dict[str, Any]]:

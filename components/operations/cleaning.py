@@ -20,7 +20,7 @@ from components import chain, files, spool
 from components import config as settings
 from components.errors import UserError
 from components.layout import Layout
-from components.operations import environment, healing
+from components.operations import environment, half_restored, healing
 
 DAY_S = 86_400
 SCRATCH_S = DAY_S  # whatever uses a temporary file of ours ends within a day
@@ -79,12 +79,13 @@ def survey(layout: Layout, *, older_than_days: float, cache: bool) -> list[Kind]
     before_s = time.time() - older_than_days * DAY_S
     keys = current_keys(layout)
     checkpoints = old_checkpoints(layout, keys, before_s)
-    return [checkpoints, temporary_files(layout), old_logs(layout, before_s), dead_spools(layout, keys, before_s, checkpoints), outputs(layout),
+    return [checkpoints, temporary_files(layout), old_logs(layout, before_s), old_databases(layout, before_s), dead_spools(layout, keys, before_s, checkpoints), outputs(layout),
             dvc_cache(layout, cache), old_rows.models(layout, before_s), old_rows.flow_runs(layout, before_s)]
 
 
 def clean(layout: Layout, *, older_than_days: float, cache: bool = False, dry: bool = False) -> list[Kind]:
     """Look, and unless `dry` remove. Raises Busy while a run or a stage goes on, UserError where something cannot be removed."""
+    half_restored.refuse(layout)
     with files.lock(layout.run_lock, what="lmworks run"), files.lock(layout.stage_lock, what="a stage"):
         kinds = survey(layout, older_than_days=older_than_days, cache=cache)
         for kind in kinds if not dry else []:
@@ -155,6 +156,13 @@ def old_logs(layout: Layout, before_s: float) -> Kind:
     found = sorted(layout.logs.glob("*")) if layout.logs.is_dir() else []
     reasons = {path: "an old log of a server" for path in found if path.suffix != ".log" and last_touched(path) < before_s}
     return _kind(layout, "logs", sum(map(size_of, found)), "the present logs, and old ones that are younger", reasons)
+
+
+def old_databases(layout: Layout, before_s: float) -> Kind:
+    """Databases that a migration or a restore put aside; the present ones are MLflow's and Prefect's."""
+    found = [path for database in (layout.mlflow_database, layout.prefect_database) for path in sorted(database.parent.glob(f"{database.name}.before-*"))]
+    reasons = {path: "a database of before a migration or a restore" for path in found if last_touched(path) < before_s}
+    return _kind(layout, "databases put aside", sum(map(size_of, found)), "younger ones", reasons)
 
 
 def dead_spools(layout: Layout, keys: dict[str, str | None], before_s: float, checkpoints: Kind) -> Kind:

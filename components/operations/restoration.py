@@ -1,7 +1,8 @@
 """A backup brought back into an empty checkout: everything in its place, or nothing.
 
 All files are copied to .lmworks/restore/ and hashed on the way; only when every one is right do they move into place, by renames
-that are written down first. A kill among the renames is undone by the next `lmworks restore`.
+that are written down first. A kill among the renames is undone by the next `lmworks restore`; until then nothing else works in the checkout
+(half_restored.py). The databases alone, beside newer data and models: restored_databases.py.
 """
 
 from __future__ import annotations
@@ -11,20 +12,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from components import chain, files
+from components import chain, files, storage
 from components.errors import Busy, Damaged, UserError
 from components.layout import Layout
-from components.operations import backup, databases, healing, services
+from components.operations import backup, databases, half_restored, healing, services
+from components.operations.databases import BESIDE, CONTENT
+from components.operations.half_restored import JOURNAL
 from components.reporting import Progress
-
-JOURNAL = "journal.json"
-BESIDE = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database
-# what set-up and `lmworks up` make: a database with none of these rows holds nothing that anybody would miss
-CONTENT = {"mlflow": ("runs", "registered_models", "logged_models"), "prefect": ("flow_run",)}
 
 
 def restore(layout: Layout, source: Path) -> dict[str, Any]:
-    """Bring the backup in the folder `source` back. Returns {"index", "replaced": settings files that were others, "standing": Standing | None}.
+    """Bring the backup in the folder `source` back. Returns {"index", "replaced": settings files that were others, "standing": Standing | None,
+    "reconciled": what was put in order in the registry, in words}.
 
     Raises UserError (no backup there, the checkout is not empty, servers run), Busy (a run goes on) and Damaged (a file of the
     backup is not what was written); then the checkout is as it was.
@@ -32,22 +31,32 @@ def restore(layout: Layout, source: Path) -> dict[str, Any]:
     source = source.absolute()
     with files.lock(layout.run_lock, what="lmworks run"), files.lock(layout.stage_lock, what="a stage"), \
             files.lock(layout.startup_lock, what="the start of the servers", wait_s=5):
-        staging = layout.state / "restore"
+        staging = half_restored.staging(layout)
         check_servers_down(layout)
         undo(layout, staging)
         index = read_index(source)
         refuse_if_taken(layout)
         try:
             _copy(source, index, staging)
-            replaced = _place(layout, staging)
+            reconciled = reconcile(Layout(root=staging).mlflow_database)
+            replaced = _place(layout, staging, source)
         except OSError as error:
+            why = storage.said(error, staging) or f"{error.strerror or error}: {error.filename or staging}. Mend that, then run again"
             undo(layout, staging)
-            raise UserError(f"cannot restore: {error.strerror or error}: {error.filename or staging}. Nothing was changed. Mend that, then run again") from error
+            raise UserError(f"cannot restore: {why}. Nothing was changed") from error
         except BaseException:
             undo(layout, staging)
             raise
         stands = databases.standing(layout) if layout.mlflow_database.exists() else None
-    return {"index": index, "replaced": replaced, "standing": stands}
+    return {"index": index, "replaced": replaced, "standing": stands, "reconciled": reconciled}
+
+
+def reconcile(database: Path) -> list[str]:
+    """Take away, in a database that no server has, the aliases of versions that it does not have. Returns them in words."""
+    loose = databases.dangling(database) if database.exists() else []
+    if loose:
+        databases.drop_dangling(database)
+    return [f"{line}: the alias was taken away" for line in loose]
 
 
 # --- what is asked first -------------------------------------------------------------------------
@@ -66,7 +75,8 @@ def read_index(source: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{source} is no backup of lmworks: it has no {backup.INDEX}. Name a folder that `lmworks backup` wrote")
     index = files.read_json(path)
-    if not isinstance(index, dict) or not isinstance(index.get("files"), dict) or index.get("sha256") != backup.digest(index):
+    if not isinstance(index, dict) or not isinstance(index.get("files"), dict) or index.get("sha256") != backup.digest(index) \
+            or path.read_bytes() != files.canonical_json(index).encode():  # the one way it is written
         raise Damaged(f"{path} is damaged: it is not what `lmworks backup` wrote. Use another copy of this backup")
     if index.get("format") != backup.FORMAT:
         raise UserError(f"{path} has format {index.get('format')!r}; this lmworks reads {backup.FORMAT}. Restore with the version that wrote it")
@@ -75,6 +85,8 @@ def read_index(source: Path) -> dict[str, Any]:
     for name in sorted(listed):
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise Damaged(f"{path} names {name}, which lies outside the backup. Nothing was restored")
+    if links := sorted(name for name in found if (source / name).is_symlink()):
+        raise Damaged(f"{source / links[0]} is a link; a backup holds none, and what it names is not part of it. Nothing was restored")
     if missing := sorted(listed - found):
         raise Damaged(f"{source / missing[0]} is missing ({len(missing)} of {len(listed)} files). Use another copy of this backup")
     if extra := sorted(found - listed):
@@ -99,7 +111,8 @@ def refuse_if_taken(layout: Layout) -> None:
     there = taken(layout)
     if there:
         raise UserError(f"this checkout is not empty: {', '.join(there)}. A restore mixes nothing and overwrites nothing. Restore into a fresh clone "
-                        "(git clone, make setup, lmworks restore PATH), or move these away first")
+                        "(git clone, make setup, lmworks restore PATH), or move these away first. The databases alone, beside this data and these "
+                        "models: lmworks restore PATH --databases")
 
 
 # --- copying and placing -------------------------------------------------------------------------
@@ -109,22 +122,25 @@ def _copy(source: Path, index: dict[str, Any], staging: Path) -> None:
     listed = index["files"]
     total = sum(int(entry["bytes"]) for entry in listed.values())
     staging.mkdir(parents=True)
-    free = shutil.disk_usage(staging).free
-    if free < 2 * total:  # the outputs are built beside the cache
-        raise UserError(f"no space in {staging.parent.parent}: the restore needs {2 * total / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free. Free some, then run again")
+    storage.check_room(staging, 2 * total, "the restore")  # the outputs are built beside the cache
     done = 0
     with Progress("restore", total // 10**6 + 1) as progress:  # the last one: the end
         for count, (name, entry) in enumerate(listed.items(), 1):
-            copied = backup.copy_hashed(source / name, staging / name)
-            if (copied["sha256"], copied["bytes"]) != (entry["sha256"], entry["bytes"]):
-                raise Damaged(f"{source / name} is damaged: sha256 {copied['sha256'][:16]}… found, {entry['sha256'][:16]}… written. Nothing was restored. "
-                              "Use another copy of this backup")
-            done += copied["bytes"]
+            done += copy_one(source, name, entry, staging)
             progress.update(done // 10**6, f"MB, {count:,} of {len(listed):,} files")
         progress.update(total // 10**6 + 1, "MB")
 
 
-def _place(layout: Layout, staging: Path) -> list[str]:
+def copy_one(source: Path, name: str, entry: dict[str, Any], staging: Path) -> int:
+    """One file of the backup into `staging`; its bytes. Raises Damaged, naming it and both hashes."""
+    copied = backup.copy_hashed(source / name, staging / name)
+    if (copied["sha256"], copied["bytes"]) != (entry["sha256"], entry["bytes"]):
+        raise Damaged(f"{source / name} is damaged: sha256 {copied['sha256'][:16]}… found, {entry['sha256'][:16]}… written. Nothing was restored. "
+                      "Use another copy of this backup")
+    return int(copied["bytes"])
+
+
+def _place(layout: Layout, staging: Path, source: Path) -> list[str]:
     """Objects into DVC's cache, then everything else by renames that can be undone. Returns the settings files that were others."""
     _add_objects(layout, staging)
     staged = Layout(root=staging)
@@ -139,7 +155,7 @@ def _place(layout: Layout, staging: Path) -> list[str]:
     replaced = [name for name in moves if (layout.root / name).is_file() and Path(name).suffix in (".yaml", ".lock")
                 and (layout.root / name).read_bytes() != (staging / name).read_bytes()]
     files.fsync_tree(staging)
-    files.write_json(staging / JOURNAL, {name: _touched(staging / name) for name in moves})
+    files.write_sealed(staging / JOURNAL, {"source": str(source), "moves": {name: _touched(staging / name) for name in moves}})
     for name in moves:
         _move_in(layout.root, staging, name)
     (staging / JOURNAL).unlink()  # from here on the checkout is the restored one
@@ -188,8 +204,8 @@ def undo(layout: Layout, staging: Path) -> None:
 
     Raises UserError, and changes nothing, where somebody worked in the half-restored checkout meanwhile.
     """
-    if (staging / JOURNAL).exists():
-        planned = files.read_json(staging / JOURNAL)
+    if (written := half_restored.journal(layout)) is not None:
+        planned = written["moves"]
         # what is not in staging any more was moved in
         moved = [name for name in planned if not (staging / name).exists() and (layout.root / name).exists()]
         if used := [name for name in moved if _touched(layout.root / name) != planned[name]]:

@@ -25,7 +25,7 @@ def checks(layout: Layout, wanted: list[str]) -> Iterator[Check]:
             raise UserError(f"{wanted[0]}: no model is registered in this checkout yet. Run: lmworks run")
         return
     try:
-        known, dangling = databases.versions(path), databases.dangling(path)
+        known, dangling, orphans = databases.versions(path), databases.dangling(path), databases.orphans(layout)
     except Damaged:
         if wanted:
             raise
@@ -40,6 +40,10 @@ def checks(layout: Layout, wanted: list[str]) -> Iterator[Check]:
     for line in [] if wanted else dangling:
         loose = Problem(kind="models", where="registry", wrong=line, todo="lmworks run judges again what data/ holds")
         yield Check(kind="models", bytes=0, look=lambda loose=loose: iter([loose]))
+    for folder in [] if wanted else orphans:
+        newer = Problem(kind="models", where=f"mlruns/artifacts/{folder}", wrong="is a model that the database does not know: it is newer than the database, or its "
+                        "registration was killed", todo="nothing serves it; lmworks run registers what data/ holds. Remove the folder when you need its space", damaged=False)
+        yield Check(kind="models", bytes=0, look=lambda newer=newer: iter([newer]))
 
 
 def _names(uri: str, version: databases.Version) -> bool:

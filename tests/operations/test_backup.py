@@ -6,18 +6,30 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from components import files
+from commands import doctor, run
+from components import chain, files
 from components.errors import Busy, Damaged, UserError
-from components.layout import Layout
-from components.operations import backup, databases, restoration
+from components.layout import ROOT, Layout
+from components.operations import (
+    backup,
+    cleaning,
+    databases,
+    restoration,
+    restored_databases,
+    services,
+    status,
+)
 
 pytestmark = pytest.mark.code
 
@@ -159,7 +171,7 @@ def test_D1_a_full_disk_leaves_no_half_backup_and_what_a_kill_left_goes(layout: 
         raise OSError(28, "No space left on device", str(tmp_path / "b"))
 
     monkeypatch.setattr(backup, "copy_hashed", full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match="no space in"):
         backup.create(layout, tmp_path / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
@@ -206,6 +218,49 @@ def test_a_checkout_that_holds_something_is_refused_by_name(layout: Layout, tmp_
         restoration.restore(empty(tmp_path), tmp_path)
 
 
+def killed_among_the_renames(layout: Layout, saved: Path, *, at: str) -> None:
+    """A restore of its own process, killed by -9 when `at` has been moved in."""
+    done = subprocess.run([sys.executable, "-c", """
+import os, signal, sys
+from pathlib import Path
+from components.layout import Layout
+from components.operations import restoration
+move_in = restoration._move_in
+def killed(root, staging, name):
+    move_in(root, staging, name)
+    if name == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+restoration._move_in = killed
+restoration.restore(Layout(root=Path(sys.argv[1])), Path(sys.argv[2]))
+""", str(layout.root), str(saved), at], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+
+
+def test_E8_a_half_finished_restore_is_known_to_everything_that_would_work_there(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    backup.create(layout, tmp_path / "my backups")
+    new = empty(tmp_path)
+    files.write_atomic(new.versions, "{}\n")
+    killed_among_the_renames(new, tmp_path / "my backups", at="params.yaml")
+    words = f"a restore was killed in the middle: .* Run it again: lmworks restore '{tmp_path}/my backups'"
+    after = tree_of(new.root)
+    tries = {"up, run, generate": lambda: services.ensure(new), "dvc repro": lambda: chain.run_stage(chain.BY_NAME["fetch"], new),
+             "backup": lambda: backup.create(new, tmp_path / "b2"), "clean": lambda: cleaning.clean(new, older_than_days=0),
+             "restore --databases": lambda: restored_databases.restore(new, tmp_path / "my backups")}
+    for what, attempt in tries.items():
+        with pytest.raises(UserError, match=words):
+            attempt()
+        assert tree_of(new.root) == after, what
+    assert re.match(words, status.activity(new)["restore"])
+    monkeypatch.setattr(doctor, "_gpu", lambda _wanted: {"check": "GPU"})  # it imports torch
+    told = next(row for row in doctor.findings(new) if row["check"] == "restore")
+    assert not told["ok"] and re.match(words, told["found"])
+    monkeypatch.setattr(run, "Layout", lambda: new)
+    with pytest.raises(UserError, match=words):
+        run.run()
+    restoration.restore(new, tmp_path / "my backups")
+    assert status.activity(new)["restore"] is None and databases.rows(new.mlflow_database, "runs") == 3
+
+
 def test_an_error_and_a_kill_among_the_renames_are_undone(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     backup.create(layout, tmp_path / "b")
     new = empty(tmp_path)
@@ -219,19 +274,14 @@ def test_an_error_and_a_kill_among_the_renames_are_undone(layout: Layout, tmp_pa
         return move
 
     monkeypatch.setattr(restoration, "_move_in", stop_at("params.yaml", OSError(28, "No space left on device", "x")))
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match="no space in"):
         restoration.restore(new, tmp_path / "b")
     left = {name for name in tree_of(new.root) if not name.startswith(".dvc/")}
     assert left == set(before) and new.params.read_text() == "seed: 0\n"
 
-    undo = restoration.undo
-    monkeypatch.setattr(restoration, "_move_in", stop_at("mlruns/mlflow.db", KeyboardInterrupt()))
-    monkeypatch.setattr(restoration, "undo", lambda *_: None)  # killed: nobody tidies up
-    with pytest.raises(KeyboardInterrupt):
-        restoration.restore(new, tmp_path / "b")
-    assert databases.rows(new.mlflow_database, "runs") == 3
-    monkeypatch.setattr(restoration, "undo", undo)
     monkeypatch.setattr(restoration, "_move_in", real)
+    killed_among_the_renames(new, tmp_path / "b", at="mlruns/mlflow.db")
+    assert databases.rows(new.mlflow_database, "runs") == 3
     report = new.artifacts / "1/r/artifacts/report.html"
     kept, content = report.stat(), report.read_text()
     report.write_text("somebody went on working here")
@@ -242,3 +292,61 @@ def test_an_error_and_a_kill_among_the_renames_are_undone(layout: Layout, tmp_pa
     os.utime(report, ns=(kept.st_atime_ns, kept.st_mtime_ns))
     restoration.restore(new, tmp_path / "b")
     assert databases.rows(new.mlflow_database, "runs") == 3 and new.receipt.exists() and not (new.state / "restore").exists()
+
+
+# --- the databases alone -------------------------------------------------------------------------
+
+def registry_of(path: Path, versions: list[tuple[str, int]], aliases: list[tuple[str, str, int]]) -> None:
+    """The tables of MLflow that a restore looks at, as far as it looks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE runs (n INTEGER)")
+        database.execute("INSERT INTO runs VALUES (1)")
+        database.execute("CREATE TABLE logged_models (model_id TEXT, artifact_location TEXT)")
+        database.execute("CREATE TABLE model_versions (name TEXT, version INTEGER, source TEXT, run_id TEXT, current_stage TEXT)")
+        database.execute("CREATE TABLE model_version_tags (name TEXT, version INTEGER, key TEXT, value TEXT)")
+        database.execute("CREATE TABLE registered_model_aliases (name TEXT, alias TEXT, version INTEGER)")
+        for name, number in versions:
+            database.execute("INSERT INTO logged_models VALUES (?, ?)", (f"m-{number}", f"mlflow-artifacts:/1/models/m-{number}/artifacts"))
+            database.execute("INSERT INTO model_versions VALUES (?, ?, ?, 'r', 'None')", (name, number, f"models:/m-{number}"))
+        database.executemany("INSERT INTO registered_model_aliases VALUES (?, ?, ?)", aliases)
+
+
+def test_E8_an_older_database_beside_newer_models_names_them_and_no_alias_dangles(layout: Layout, tmp_path: Path):
+    layout.mlflow_database.unlink()
+    registry_of(layout.mlflow_database, [("kept", 1)], [("kept", "champion", 1), ("kept", "best", 7)])
+    model = layout.artifacts / "1/models/m-1/artifacts/MLmodel"
+    files.write_atomic(model, "the model of last night")
+    backup.create(layout, tmp_path / "b")
+    # since then: another version, whose files stay; the model of last night is gone, and so is what the database held
+    files.write_atomic(layout.artifacts / "1/models/m-2/artifacts/MLmodel", "the model of today")
+    shutil.rmtree(model.parent)
+    report = layout.artifacts / "1/r/artifacts/report.html"
+    report.write_text("<p>written again today</p>")
+    layout.mlflow_database.write_bytes(b"garbage")
+    done = restored_databases.restore(layout, tmp_path / "b")
+    told = "\n".join(done.told)
+    assert "kept@best names version 7, which the registry does not have: the alias was taken away" in told
+    assert "1/models/m-2/artifacts" in told and "newer than the database" in told
+    assert databases.dangling(layout.mlflow_database) == [] and [v.aliases for v in databases.versions(layout.mlflow_database)] == [("champion",)]
+    assert model.read_text() == "the model of last night" and (layout.artifacts / "1/models/m-2/artifacts/MLmodel").exists()
+    assert report.read_text() == "<p>written again today</p>", "nothing of today is overwritten"
+    assert (layout.mlruns / "mlflow.db.before-restore-1").read_bytes() == b"garbage"
+    assert not layout.receipt.exists() and not (layout.state / "restore").exists()
+    again = restored_databases.restore(layout, tmp_path / "b")
+    assert "mlruns/mlflow.db.before-restore-2" in again.aside and again.artifacts == []
+
+
+def test_E4_a_damaged_copy_in_the_backup_leaves_the_databases_of_now(layout: Layout, tmp_path: Path):
+    backup.create(layout, tmp_path / "b")
+    saved = tmp_path / "b/mlruns/mlflow.db"
+    content = bytearray(saved.read_bytes())
+    content[len(content) // 2] ^= 1
+    saved.write_bytes(content)
+    before = tree_of(layout.root)
+    with pytest.raises(Damaged, match=r"mlflow\.db is damaged: sha256 .* found, .* written"):
+        restored_databases.restore(layout, tmp_path / "b")
+    assert tree_of(layout.root) == before
+    shutil.rmtree(tmp_path / "b/mlruns")
+    with pytest.raises(Damaged, match="is missing"):
+        restored_databases.restore(layout, tmp_path / "b")

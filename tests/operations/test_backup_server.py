@@ -16,7 +16,7 @@ import pytest
 from components import files
 from components.errors import Busy, Damaged
 from components.layout import ROOT, Layout
-from components.operations import backup, cleaning, databases, restoration, services
+from components.operations import backup, cleaning, databases, restoration, restored_databases, services
 from components.release import registry, release
 
 pytestmark = [pytest.mark.code, pytest.mark.slow]
@@ -135,3 +135,39 @@ def test_E8_a_database_older_than_the_store_or_files_that_are_gone_are_named(sav
         files.verify_manifest(layout.artifacts / base.folder / "artifacts/model")
     index = backup.create(layout, tmp_path / "b")  # such a backup is made, and says so
     assert any("cannot be served" in line for line in index["warnings"]) and not any(version["sound"] for version in index["versions"])
+
+
+def test_E8_last_night_s_databases_beside_today_s_models_and_the_next_run_releases_again(saved, tmp_path: Path):
+    old, folder, weights = saved
+    made = a_released_checkout()
+    config = made.configuration(name="kept")
+    layout = Layout(root=tmp_path / "today")
+    shutil.copytree(old.root, layout.root, ignore=shutil.ignore_patterns("services.json"))
+    made.retrain(layout, config, seed=7)
+    try:
+        services.ensure(layout, prefect=False)
+        today = release.release(config, layout, say=lambda _line: None)
+        assert [decision.version for decision in today] == ["2", "2"] and today[0].weights_sha256 != weights
+        assert release.receipt_current(config, layout)
+    finally:
+        services.down(layout)
+    done = restored_databases.restore(layout, folder)
+    newer = {f"{decision.model_id}/artifacts" for decision in today}
+    stands = databases.standing(layout)
+    assert {"/".join(orphan.split("/")[2:]) for orphan in stands.orphans} == newer and stands.unsound == {} and stands.dangling == []
+    assert any("2 model folders are newer than the database" in line for line in done.told)
+    try:
+        services.ensure(layout, prefect=False)
+        client = registry.client(layout)
+        assert registry.aliased(client, "kept", "champion").tags[registry.WEIGHTS] == weights, "the champion of last night, whole"
+        with registry.fetched(registry.aliased(client, "kept", "champion"), layout):
+            pass
+        assert not release.receipt_current(config, layout), "so the next run does not call everything unchanged"
+        again = release.release(config, layout, say=lambda _line: None)
+        assert [(decision.version, decision.weights_sha256, decision.verdict) for decision in again] == [
+            (decision.version, decision.weights_sha256, decision.verdict) for decision in today]
+        for name in ("kept", "kept-instruct"):
+            with registry.fetched(registry.aliased(client, name, "champion"), layout) as model:
+                assert files.weights_sha256(model / "artifacts/model") == registry.aliased(client, name, "champion").tags[registry.WEIGHTS]
+    finally:
+        services.down(layout)

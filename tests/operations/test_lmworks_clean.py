@@ -188,3 +188,105 @@ def test_flow_runs_that_ended_and_that_nobody_refers_to_go_through_a_real_prefec
         services.down(layout)
     down = by_name(cleaning.clean(layout, older_than_days=0))["Prefect"]
     assert down.remove is None and "1 old flow run(s), as Prefect is down" in down.keeps
+
+
+# --- while something is used ---------------------------------------------------------------------
+
+READER = """
+import sys, time
+from pathlib import Path
+from components import files
+from components.layout import Layout
+layout, checkpoint = Layout(root=Path(sys.argv[1])), Path(sys.argv[2])
+with files.lock(layout.stage_lock, what="a stage"):  # as components/chain.py holds it, also under a bare `dvc repro` and in an orphan
+    print("reading", flush=True)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not (layout.root / "enough").exists():
+        files.verify_manifest(checkpoint)
+print("whole", flush=True)
+"""
+
+
+def test_G7_a_checkpoint_is_not_cleaned_away_under_who_reads_it(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cleaning, "current_keys", lambda _layout: {stage: "present" for stage in chain.BY_NAME})
+    checkpoint = layout.work_root / "pretrain/older/checkpoints/step-1"
+    write(checkpoint / "model.safetensors", days=90, content="x" * 200_000)
+    files.write_manifest(checkpoint)
+    old_s = time.time() - 90 * DAY_S
+    os.utime(checkpoint / files.MANIFEST, (old_s, old_s))
+    reader = subprocess.Popen([sys.executable, "-c", READER, str(layout.root), str(checkpoint)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert reader.stdout.readline() == "reading\n"
+    for _ in range(3):
+        with pytest.raises(Busy, match=rf"a stage is already running in this checkout \(pid {reader.pid}"):
+            cleaning.clean(layout, older_than_days=30)
+        files.verify_manifest(checkpoint)
+    write(layout.root / "enough")
+    assert reader.communicate(timeout=30)[0] == "whole\n" and reader.returncode == 0
+    cleaning.clean(layout, older_than_days=30)
+    assert not checkpoint.exists(), "and it goes when nobody needs it"
+
+
+SLOW = f"""\
+import pathlib, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from components import files
+from components.layout import Layout
+layout = Layout(root=pathlib.Path.cwd())
+with files.lock(layout.stage_lock, what="a stage"):
+    pathlib.Path("works").touch()
+    while not pathlib.Path("go-on").exists():
+        time.sleep(0.05)
+    partial = layout.partial / "clean"
+    partial.mkdir(parents=True)
+    (partial / "a.txt").write_text("made of " + pathlib.Path("in.txt").read_text())
+    files.publish(partial, layout.clean)
+"""
+
+
+@pytest.mark.slow
+def test_G3_a_stage_that_works_keeps_gc_of_ours_out_and_survives_dvc_s_own(layout: Layout):
+    """`lmworks clean --cache` is refused; `dvc gc` and `dvc checkout` in another shell take nothing that the stage or a rerun needs."""
+    files.write_atomic(layout.root / ".dvc/config", "[core]\n    analytics = false\n")
+    environment.allow_no_git(layout)
+    write(layout.root / "one.py", content=SLOW)
+    write(layout.dvc_yaml, content=DVC_YAML)
+    write(layout.root / "in.txt", content="earlier")
+    write(layout.root / "go-on")
+    repro(layout)
+    for name in ("go-on", "works"):
+        (layout.root / name).unlink()
+    write(layout.root / "in.txt", content="present")
+    env = {**environment.child(layout), "PATH": f"{Path(sys.executable).parent}:{environment.child(layout)['PATH']}"}
+    dvc = [sys.executable, "-m", "dvc"]
+    training = subprocess.Popen([*dvc, "repro", "-q"], cwd=layout.root, env=env)
+    deadline = time.monotonic() + 60
+    while not (layout.root / "works").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with pytest.raises(Busy, match="a stage is already running"):
+        cleaning.clean(layout, older_than_days=0, cache=True)
+    for command in (["gc", "-w", "-f"], ["checkout"]):
+        subprocess.run([*dvc, *command], cwd=layout.root, env=env, capture_output=True, timeout=60)
+    write(layout.root / "go-on")
+    assert training.wait(60) == 0
+    assert (layout.clean / "a.txt").read_text() == "made of present"
+    files.verify_manifest(layout.clean)
+    assert staleness.why(layout, "clean") == [] and healing.damage(layout, "clean") == []
+
+
+def test_clean_says_what_takes_the_space_and_a_dry_run_changes_nothing_for_every_kind(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    """Item by item what `lmworks clean` promises: sizes add up, what goes is what the dry run named, what is kept says why."""
+    monkeypatch.setattr(cleaning, "current_keys", lambda _layout: {stage: "present" for stage in chain.BY_NAME})
+    write(layout.work_root / "pretrain/older/checkpoints/step-1/model.safetensors", days=90)
+    write(layout.work_root / "pretrain/present/checkpoints/step-1/model.safetensors", days=90)
+    write(layout.state / ".release.json.5.partial", days=2)
+    write(layout.logs / "mlflow.log.1", days=90)
+    write(layout.mlruns / "mlflow.db.before-restore-1", days=90)
+    write(layout.mlruns / "mlflow.db.before-restore-2", days=3)
+    everything = {path for path in layout.root.rglob("*") if path.is_file()}
+    dry = cleaning.clean(layout, older_than_days=30, dry=True)
+    assert {path for path in layout.root.rglob("*") if path.is_file() and path.suffix != ".lock"} == everything
+    assert gone(dry) == {"work/pretrain/older", ".lmworks/.release.json.5.partial", ".lmworks/logs/mlflow.log.1", "mlruns/mlflow.db.before-restore-1"}
+    assert {kind.name: kind.bytes for kind in dry if kind.bytes} == {"checkpoints": 2000, "temporary files": 1000, "logs": 1000, "databases put aside": 2000}
+    assert all(kind.keeps for kind in dry)
+    assert gone(cleaning.clean(layout, older_than_days=30)) == gone(dry)
+    assert not [item for kind in cleaning.clean(layout, older_than_days=30, dry=True) for item in kind.items]

@@ -1,0 +1,249 @@
+"""A database that cannot be trusted is named and left alone; a migration or a transaction that was killed loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from disks import on_a_disk
+
+from components import files
+from components.errors import Damaged, UserError
+from components.layout import ROOT, Layout
+from components.operations import databases, migrations, processes, rest, services
+from components.operations.processes import MLFLOW, PREFECT, Service
+
+pytestmark = pytest.mark.code
+TABLES = {MLFLOW.name: "runs", PREFECT.name: "flow_run"}
+
+
+@pytest.fixture
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    for variable in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return Layout(root=tmp_path)
+
+
+def in_use(layout: Layout, service: Service, stamp: str | None = None) -> Path:
+    """A database with rows in it, and the schema stamp (by default the newest that the installed package knows)."""
+    path = migrations.database(layout, service)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(f"CREATE TABLE {TABLES[service.name]} (n INTEGER, filling TEXT)")
+        database.executemany(f"INSERT INTO {TABLES[service.name]} VALUES (?, ?)", [(n, "x" * 100) for n in range(500)])
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        if stamp != "":
+            database.execute("INSERT INTO alembic_version VALUES (?)", (stamp or next(iter(migrations.revisions(service)[1])),))
+    return path
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def damage(path: Path, how: str) -> None:
+    whole = path.read_bytes()
+    if how == "header":
+        path.write_bytes(b"no database at all" + whole[18:])
+    elif how == "half":
+        os.truncate(path, len(whole) // 2)
+    elif how == "one byte":
+        os.truncate(path, len(whole) - 1)
+    elif how == "page":
+        path.write_bytes(whole[:8192] + os.urandom(4096) + whole[12288:])
+
+
+@pytest.mark.parametrize("service", [MLFLOW, PREFECT], ids=["mlflow", "prefect"])
+@pytest.mark.parametrize("how", ["header", "half", "one byte", "page"])
+def test_E4_a_damaged_database_is_named_before_any_server_starts_and_stays_as_it_is(layout: Layout, service: Service, how: str):
+    path = in_use(layout, service)
+    damage(path, how)
+    before = content(path.parent)
+    with pytest.raises(Damaged) as caught:
+        services.ensure(layout, mlflow=service is MLFLOW, prefect=service is PREFECT)
+    assert str(path) in str(caught.value) and "lmworks restore PATH --databases" in str(caught.value)
+    assert content(path.parent) == before and not services.read(layout).get(service.name) and not layout.logs.exists()
+    assert str(path) in migrations.wrong_with(layout, service)
+
+
+def test_E4_an_emptied_or_lost_database_is_never_made_anew_where_something_leans_on_it(layout: Layout):
+    files.write_atomic(layout.artifacts / "1/models/m-1/artifacts/MLmodel", "x")
+    path = layout.mlflow_database
+    for state in ("is gone", "is empty"):
+        with pytest.raises(Damaged, match=rf"mlflow\.db {state}, but mlruns/artifacts holds files.*lmworks restore PATH --databases.*move mlruns/artifacts away"):
+            services.ensure(layout, prefect=False)
+        assert not path.exists() or path.stat().st_size == 0
+        path.touch()
+    layout.prefect_database.parent.mkdir()
+    layout.prefect_database.touch()
+    assert migrations.wrong_with(layout, PREFECT) is None, "a first start that was killed leaves an empty one"
+    files.write_json(layout.last_run, {"format": 1})
+    with pytest.raises(Damaged, match=r"prefect\.db is empty, but \.lmworks/last-run\.json tells of runs"):
+        services.ensure(layout, mlflow=False)
+
+
+@pytest.mark.parametrize("service", [MLFLOW, PREFECT], ids=["mlflow", "prefect"])
+def test_E4_an_unknown_schema_stamp_is_called_another_version_and_a_missing_one_damage(layout: Layout, service: Service):
+    path = in_use(layout, service, stamp="f00dfeed1234")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=rf"was written by another version of {service.name}, probably a newer one: this one \(\d.*f00dfeed1234") as caught:
+        services.ensure(layout, mlflow=service is MLFLOW, prefect=service is PREFECT)
+    assert str(path) in str(caught.value) and "restore PATH --databases" in str(caught.value) and path.read_bytes() == before
+    path.unlink()
+    in_use(layout, service, stamp="")
+    with pytest.raises(Damaged, match="holds rows, but no schema stamp"):
+        services.ensure(layout, mlflow=service is MLFLOW, prefect=service is PREFECT)
+
+
+def test_E5_a_kill_within_a_transaction_leaves_a_whole_database_without_it(layout: Layout):
+    path = in_use(layout, PREFECT)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+    writer = subprocess.Popen([sys.executable, "-c", """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA cache_size=5")  # so that pages reach the disk before the commit
+database.execute("BEGIN")
+for n in range(20_000):
+    database.execute("INSERT INTO flow_run VALUES (?, ?)", (n, "y" * 500))
+    if n == 10_000:
+        print("in the middle", flush=True)
+        sys.stdin.read()
+""", str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert writer.stdout.readline() == "in the middle\n"
+    writer.kill()
+    writer.wait()
+    assert path.with_name("prefect.db-wal").stat().st_size > 0, "the kill came too early to prove anything"
+    assert databases.integrity(path) == [] and databases.rows(path, "flow_run") == 500
+    migrations.ready(layout, PREFECT)  # and its server may start on it
+
+
+def test_E5_a_killed_migration_begins_again_from_the_copy_and_the_copy_is_kept(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    known, newest = migrations.revisions(PREFECT)
+    assert len(newest) == 1 and len(known) > 50
+    path = in_use(layout, PREFECT, stamp=sorted(known - newest)[0])
+    before = databases.rows(path, "flow_run")
+    migrations.ready(layout, PREFECT)
+    kept = migrations.copy_of(layout, PREFECT)
+    for half_done in (lambda: path.write_bytes(path.read_bytes()[:9000]), lambda: sqlite3.connect(path).execute("DROP TABLE flow_run"), path.unlink):
+        half_done()  # what a killed migration leaves
+        migrations.ready(layout, PREFECT)
+        assert databases.rows(path, "flow_run") == before and databases.rows(kept, "flow_run") == before
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = ?", (next(iter(newest)),))
+    migrations.done(layout, PREFECT)
+    (aside,) = path.parent.glob("prefect.db.before-*")
+    assert databases.rows(aside, "flow_run") == before and not kept.exists()
+    migrations.ready(layout, PREFECT)
+    assert not kept.exists(), "a migrated database is not copied again"
+
+
+@pytest.mark.slow
+def test_E5_the_first_start_killed_at_any_moment_can_be_done_again(layout: Layout):
+    """Real servers, whose first start makes and migrates both databases."""
+    program = "from components.layout import Layout; from components.operations import services; from pathlib import Path; import sys\n" \
+              "services.prepare(Layout(root=Path(sys.argv[1])))"
+    for pause_s in (1.5, 3.5):
+        first = subprocess.Popen([sys.executable, "-c", program, str(layout.root)], start_new_session=True, cwd=ROOT)
+        time.sleep(pause_s)
+        first.kill()
+        first.wait()
+        started = services.read(layout)
+        for name in ("mlflow", "prefect"):
+            if process := services.process_of(started.get(name), layout):
+                for child in [*process.children(recursive=True), process]:
+                    with contextlib.suppress(Exception):
+                        child.kill()
+    try:
+        addresses = services.ensure(layout)
+        assert rest.healthy(addresses["mlflow"]["url"] + processes.MLFLOW.health)
+        assert rest.call(f"{addresses['mlflow']['url']}/api/2.0/mlflow/experiments/search", {"max_results": 5})["experiments"]
+        assert rest.Prefect(addresses["prefect"]["api"]).send("/flow_runs/filter", {}) == []
+    finally:
+        services.down(layout, force=True)
+    for service in (MLFLOW, PREFECT):
+        assert databases.integrity(migrations.database(layout, service)) == []
+        assert migrations.stamps(migrations.database(layout, service)) is None or migrations.wrong_with(layout, service) is None
+
+
+@pytest.mark.slow
+def test_E6_D1_a_disk_that_fills_up_under_mlflow_stops_no_training_and_every_point_arrives_when_there_is_space(tmp_path: Path):
+    out = on_a_disk(tmp_path / "disk", "size=64m", """
+import json, time
+from components import config, spool, tracking
+from components.layout import Layout
+from components.operations import databases, services
+
+layout = Layout(root=disk, work=disk / "work/pretrain/key")
+settings = config.build({"name": "full", "preset": "smoke"}, where="test")
+services.ensure(layout, prefect=False)
+try:
+    with tracking.tracked(settings, layout, stage="pretrain", parameters=1, languages=["en"], params={}) as run:
+        for step in range(1, 401):
+            if step == 100:
+                time.sleep(3)
+                fill()
+            if step == 200:
+                try:
+                    tracking.drain(layout)
+                except Exception as error:
+                    print("TRAINING WAS STOPPED", error)
+                assert databases.integrity(layout.mlflow_database) == []
+                (disk / "ballast").unlink()
+            run.log(step, {"train/loss": 1.0 / step})
+    tracking.drain(layout)
+    found = []
+    from components import mlflow_rest
+    url = services.address(layout, services.SERVERS[0])
+    experiment = mlflow_rest.call(url, "GET", "experiments/get-by-name?experiment_name=full")["experiment"]["experiment_id"]
+    mine = mlflow_rest.call(url, "POST", "runs/search", {"experiment_ids": [experiment]})["runs"][0]["info"]
+    token = ""
+    while True:
+        page = mlflow_rest.call(url, "GET", f"metrics/get-history?run_id={mine['run_id']}&metric_key=train/loss&max_results=1000{token}")
+        found += [point["step"] for point in page["metrics"]]
+        if not page.get("next_page_token"):
+            break
+        token = f"&page_token={page['next_page_token']}"
+    print(json.dumps([sorted(map(int, found)) == list(range(1, 401)), mine["status"], databases.integrity(layout.mlflow_database)]))
+finally:
+    services.down(layout, force=True)
+""", env={"MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": ""})
+    assert "TRAINING WAS STOPPED" not in out
+    assert out.splitlines()[-1] == '[true, "FINISHED", []]'
+
+
+def test_E6_a_full_disk_rolls_the_transaction_back_and_the_database_opens(tmp_path: Path):
+    out = on_a_disk(tmp_path / "disk", "size=2m", """
+import sqlite3
+from components import storage
+from components.operations import databases
+path = disk / "a.db"
+database = sqlite3.connect(path)
+database.execute("CREATE TABLE t (b BLOB)")
+database.execute("INSERT INTO t VALUES (?)", (bytes(1000),))
+database.commit()
+try:
+    with database:
+        for _ in range(100):
+            database.execute("INSERT INTO t VALUES (?)", (bytes(50_000),))
+except sqlite3.Error as error:
+    print(storage.said(error, disk))
+database.close()
+print(databases.integrity(path), databases.rows(path, "t"))
+try:
+    databases.snapshot(path, disk / "copies/b.db") or fill() or databases.snapshot(path, disk / "copies/c.db")
+except Exception as error:
+    print(error)
+print(databases.integrity(path))
+""")
+    told, state, copied, after = out.splitlines()
+    assert told.startswith(f"no space in {tmp_path / 'disk'}: what is written needs more")
+    assert state == "[] 1" and after == "[]"
+    assert copied.startswith(f"cannot copy {tmp_path / 'disk/a.db'} to {tmp_path / 'disk/copies/c.db'}") and "no space in" in copied
