@@ -19,8 +19,8 @@ MAX_MESSAGE_CHARS = 2000
 
 def write(layout: Layout, *, verdict: str, message: str, exit_code: int, elapsed_s: float, flow_run: str | None) -> None:
     """Write it down; a full disk is no reason to fail a run that has ended."""
-    with contextlib.suppress(OSError):
-        files.write_json(layout.last_run, {
+    with contextlib.suppress(OSError, UserError):
+        files.write_sealed(layout.last_run, {
             "format": FORMAT, "verdict": verdict, "message": message[:MAX_MESSAGE_CHARS], "exit_code": exit_code, "elapsed_s": round(elapsed_s, 1),
             "flow_run": flow_run, "ended_at": datetime.now(UTC).isoformat(timespec="seconds")})
 
@@ -28,7 +28,7 @@ def write(layout: Layout, *, verdict: str, message: str, exit_code: int, elapsed
 def read(layout: Layout) -> dict[str, Any] | None:
     """What `write` wrote; None without one that can be read."""
     try:
-        told = files.read_json(layout.last_run)
+        told = files.read_sealed(layout.last_run)
     except (OSError, UserError):
         return None
-    return told if isinstance(told, dict) and told.get("format") == FORMAT else None
+    return told if told.get("format") == FORMAT else None

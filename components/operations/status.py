@@ -7,7 +7,7 @@ from typing import Any
 
 from components import files, tracking
 from components.layout import Layout
-from components.operations import rest, services, unclean
+from components.operations import half_restored, rest, services, unclean
 from components.operations.processes import MLFLOW, PREFECT, free, holder_of_port, log_path, memory_mb
 
 
@@ -42,6 +42,7 @@ def port_in_words(name: str) -> str:
 
 
 def activity(layout: Layout) -> dict[str, Any]:
-    """{"run", "stage": who holds the lock, or None; "unclean": markers of killed runs; "unsent": spooled training runs}."""
-    return {"run": files.lock_holder(layout.run_lock), "stage": files.lock_holder(layout.stage_lock), "unclean": len(unclean.dead(layout)),
-            "unsent": tracking.unsent(layout)}
+    """{"restore": what to do about one that was killed, or None; "run", "stage": who holds the lock, or None; "unclean": markers of killed
+    runs; "unsent": spooled training runs}."""
+    return {"restore": half_restored.told(layout), "run": files.lock_holder(layout.run_lock), "stage": files.lock_holder(layout.stage_lock),
+            "unclean": len(unclean.dead(layout)), "unsent": tracking.unsent(layout)}
