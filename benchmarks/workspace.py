@@ -50,9 +50,10 @@ def host() -> dict[str, Any]:
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "prefect", "mlflow", "dvc", "great-expectations")}}
 
 
-def commit() -> str:
+def commit(*, cloned: bool = False) -> str:
+    """HEAD; with a mark if the working tree differs from it, unless what was measured are clones of HEAD."""
     run = lambda *a: subprocess.run(["git", "-C", str(ROOT), *a], capture_output=True, text=True).stdout.strip()  # noqa: E731
-    return run("rev-parse", "HEAD") + ("-dirty" if run("status", "--porcelain", "--untracked-files=no") else "")
+    return run("rev-parse", "HEAD") + ("-dirty" if not cloned and run("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def interval(values: list[float]) -> dict[str, float]:
@@ -69,7 +70,7 @@ def interval(values: list[float]) -> dict[str, float]:
 def write(name: str, *, command: str, conditions: str, repeats: list[dict[str, Any]], figures: dict[str, Any]) -> None:
     """benchmarks/results/NAME.json: command, commit, versions, host, all repeats, the figures drawn from them."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    value = {"name": name, "command": command, "commit": commit(), "date": datetime.date.today().isoformat(), "conditions": conditions,
+    value = {"name": name, "command": command, "commit": commit(cloned=True), "date": datetime.date.today().isoformat(), "conditions": conditions,
              "host": host(), "repeats": repeats, "figures": figures}
     (RESULTS / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
