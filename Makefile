@@ -45,4 +45,7 @@ lock: dev  ## resolve requirements*.lock again from pyproject.toml
 figures: dev  ## measure the figures of the README (about an hour, a quiet machine)
 	@.venv/bin/python -m benchmarks.figures
 
-.PHONY: help setup dev run test slow browser screenshots lint down lock figures
+drill: dev  ## kill, flip, cut, fill and starve it at full count (hours); DRILL="kills --count 6 --seed 7" for less
+	@.venv/bin/python -m benchmarks.reliability $(DRILL)
+
+.PHONY: help setup dev run test slow browser screenshots lint down lock figures drill

@@ -12,7 +12,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, Fl
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Completed, Failed, State
 
-from components import mlflow_rest
+from components import failpoints, mlflow_rest
 from components.errors import UserError
 from components.layout import Layout
 from components.operations import processes, services, silence, unclean
@@ -86,6 +86,7 @@ def forget_marker(_flow: Any, flow_run: Any, _state: State) -> None:
 
 def tell_outside(flow: Any, flow_run: Any, state: State) -> None:
     """Runs of a deployment: .lmworks/scheduled.json, and the ping that an outside monitor waits for. Harms no run."""
+    failpoints.hit("flow.hook")
     if not flow_run.deployment_id:
         return
     layout, logger = Layout(), flow_run_logger(flow_run, flow)

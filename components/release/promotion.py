@@ -9,11 +9,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from components import files
+from components import failpoints, files
 from components.errors import UserError
 from components.layout import Layout
 from components.release import history
-from components.release.registry import aliased
+
+MAX_ATTEMPTS = 5
 
 
 def user() -> str:
@@ -29,11 +30,10 @@ def model_of(client: Any, name: str) -> dict[str, Any]:
     return {"aliases": {alias: str(version) for alias, version in model.aliases.items()}, "tags": dict(model.tags)}
 
 
-def last_gated(client: Any, name: str) -> Any | None:
-    """The version that a gate made champion last, if it is still there."""
+def version_of(client: Any, name: str, number: str | None) -> Any | None:
+    """The version with its tags; None where it was deleted (or `number` is None)."""
     from mlflow.exceptions import MlflowException
 
-    number = history.recorded(model_of(client, name))
     try:
         return client.get_model_version(name, number) if number else None
     except MlflowException as error:
@@ -42,13 +42,41 @@ def last_gated(client: Any, name: str) -> Any | None:
         raise
 
 
+def last_gated(client: Any, name: str) -> Any | None:
+    """The version that a gate made champion last, if it is still there."""
+    return version_of(client, name, history.recorded(model_of(client, name)))
+
+
 def move_champion(client: Any, name: str, model: dict[str, Any], *, to: str, why: str, left_weights: str | None = None) -> None:
-    """Write history, then move the alias. The caller holds the promotion lock and has just read `model`."""
+    """Write history, then move the alias. The caller holds the promotion lock and has just read `model`.
+
+    Raises UserError where version `to` is deleted meanwhile: then the alias is where it was (G6).
+    """
+    for number in history.unmade(model):  # what a kill before its move left
+        client.delete_registered_model_tag(name, history.key(number))
     entries = history.planned(model, to=to, who=user(), when=datetime.now(UTC).isoformat(timespec="seconds"), why=why, left_weights=left_weights)
-    for number, entry in entries.items():
-        client.set_registered_model_tag(name, f"{history.HISTORY}{number:06d}", json.dumps(entry, ensure_ascii=False, sort_keys=True))
+    for number, entry in sorted(entries.items(), reverse=True):  # the move itself first: what a kill leaves then is seen to be unmade
+        client.set_registered_model_tag(name, history.key(number), json.dumps(entry, ensure_ascii=False, sort_keys=True))
+    failpoints.hit("registry.history_written", name)
     client.set_registered_model_alias(name, "champion", to)
+    failpoints.hit("registry.alias_moved", name)
+    if version_of(client, name, to) is None:  # MLflow looks whether it is there before it writes the alias, not while
+        _put_back(client, name, model["aliases"].get("champion"))
+        raise deleted(name, to)
     client.set_registered_model_tag(name, history.DONE, str(max(entries)))
+
+
+def _put_back(client: Any, name: str, number: str | None) -> None:
+    """The alias as it was before a move to a version that is gone."""
+    if number is not None and version_of(client, name, number) is not None:
+        client.set_registered_model_alias(name, "champion", number)
+    else:
+        client.delete_registered_model_alias(name, "champion")
+
+
+def deleted(name: str, version: str) -> UserError:
+    return UserError(f"{name}: version {version} was deleted from the registry before it could be champion; the champion is as it was. "
+                     f"See what is left: lmworks models {name}; lmworks run registers the weights of data/ anew")
 
 
 def promote(client: Any, name: str, version: str, layout: Layout,
@@ -56,21 +84,28 @@ def promote(client: Any, name: str, version: str, layout: Layout,
     """Compare-and-set of the alias champion. Returns (moved or already there, the champion before).
 
     `judge(champion)` says whether `version` passes against that champion, and why. Judging takes minutes, so it runs
-    outside the lock; when the champion changed meanwhile, it is judged again against the new one. A version that somebody
-    made champion by hand is judged against the champion that a gate made last: it is no judge of itself. Raises UserError
-    when other promotions keep moving the alias.
+    outside the lock; when the champion changed meanwhile, or was another in between, it is judged again. A version that somebody
+    made champion by hand is judged against the champion that a gate made last: it is no judge of itself. A champion that
+    was deleted is none. Raises UserError when other promotions keep moving the alias, and when `version` is deleted meanwhile.
     """
-    for _attempt in range(5):
-        champion = aliased(client, name, "champion")
-        passed, why = judge(last_gated(client, name) if champion and str(champion.version) == version else champion)
-        if not passed:
-            return False, champion
-        with files.lock(layout.promotion_lock, what="a promotion", wait_s=60):
-            model = model_of(client, name)
-            now = model["aliases"].get("champion")
-            if now != (champion and str(champion.version)):
-                continue
-            if now != version or history.by_hand(model):
-                move_champion(client, name, model, to=version, why=why)
-            return True, champion
+    from mlflow.exceptions import MlflowException
+
+    try:
+        for _attempt in range(MAX_ATTEMPTS):
+            before = model_of(client, name)
+            champion = version_of(client, name, before["aliases"].get("champion"))
+            passed, why = judge(last_gated(client, name) if champion and str(champion.version) == version else champion)
+            if not passed:
+                return False, champion
+            with files.lock(layout.promotion_lock, what="a promotion", wait_s=60):
+                now = model_of(client, name)
+                if now["aliases"].get("champion") != before["aliases"].get("champion") or history.history(now) != history.history(before):
+                    continue
+                if now["aliases"].get("champion") != version or history.by_hand(now):
+                    move_champion(client, name, now, to=version, why=why)
+                return True, champion
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST" and version_of(client, name, version) is None:
+            raise deleted(name, version) from None
+        raise
     raise UserError(f"{name}: other promotions kept moving the champion; version {version} stays a candidate. Run again: lmworks run")

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from components import failpoints
 from components.errors import UserError
 from components.reporting import Progress, say, stop
 from components.training.batches import IGNORED, Batch
@@ -93,6 +94,7 @@ def train(
     KeyboardInterrupt after SIGTERM or Ctrl-C, with a checkpoint of the last finished step.
     """
     model.compute_dtype = getattr(torch, plan.precision)
+    checkpoints.check_room(model, optimizers)
     saved = checkpoints.restore(model, optimizers)
     state = State(**{key: saved[key] for key in ("step", "curve", "pending")}) if saved else State()
     if saved:
@@ -104,6 +106,7 @@ def train(
     seen_tokens, seen_from_s = 0, time.perf_counter()
     with Progress(plan.name, plan.steps, start=state.step) as progress, stop.deferred() as asked:
         while state.step < plan.steps:
+            failpoints.hit("train.step", state.step + 1)
             share = rate(state.step, steps=plan.steps, warmup_steps=plan.warmup_steps, min_ratio=plan.min_ratio)
             loss, norm, tokens = _update(forward, parameters, optimizers, batch, plan, state.step, share)
             state.step += 1
@@ -143,7 +146,7 @@ def _update(
     loss = 0.0
     for one in batches:
         part = batch_loss(forward, one.to(plan.device)) / weight
-        loss += part.item()
+        loss += failpoints.value("train.loss", part.item(), step + 1)
         _require_finite(loss, "loss", plan, step, parameters)
         part.backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip_norm).item()
