@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from disks import on_a_disk
 
@@ -158,9 +159,11 @@ def test_E5_the_first_start_killed_at_any_moment_can_be_done_again(layout: Layou
         started = services.read(layout)
         for name in ("mlflow", "prefect"):
             if process := services.process_of(started.get(name), layout):
-                for child in [*process.children(recursive=True), process]:
-                    with contextlib.suppress(Exception):
-                        child.kill()
+                tree = [*process.children(recursive=True), process]
+                for one in tree:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.kill()
+                assert not psutil.wait_procs(tree, timeout=20)[1]
     try:
         addresses = services.ensure(layout)
         assert rest.healthy(addresses["mlflow"]["url"] + processes.MLFLOW.health)
@@ -211,7 +214,9 @@ try:
         if not page.get("next_page_token"):
             break
         token = f"&page_token={page['next_page_token']}"
-    print(json.dumps([sorted(map(int, found)) == list(range(1, 401)), mine["status"], databases.integrity(layout.mlflow_database)]))
+    steps = sorted(map(int, found))
+    print("missing", sorted(set(range(1, 401)) - set(steps)), "doubled", len(steps) - len(set(steps)))
+    print(json.dumps([steps == list(range(1, 401)), mine["status"], databases.integrity(layout.mlflow_database)]))
 finally:
     services.down(layout, force=True)
 """, env={"MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": ""})
