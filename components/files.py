@@ -1,26 +1,24 @@
-"""Atomic writes, hashes, manifests, locks: the one place that decides how bytes reach the disk."""
+"""Atomic writes, hashes, manifests, and (from components/locks.py) locks: the one place that decides how bytes reach the disk."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-import time
-from collections.abc import Iterator
+import zlib
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from components.errors import Busy, Damaged, UserError
+from components import failpoints, storage
+from components.errors import Damaged, UserError
+from components.locks import lock as lock
+from components.locks import lock_holder as lock_holder
+from components.plain_yaml import load_yaml as load_yaml
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
-MAX_YAML_BYTES = 64 * 2**20
-GLANCE_S = 0.2
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -49,17 +47,28 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """The old file or the new one, never a part: temporary name, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    content = data.encode() if isinstance(data, str) else data
     try:
-        with open(partial, "wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
+        failpoints.hit("files.write", path.name)
+        with open(partial, "wb", opener=_follow_no_link) as f:
+            f.write(content)
             f.flush()
+            failpoints.hit("files.before_fsync", path.name)
             os.fsync(f.fileno())
+        failpoints.hit("files.before_rename", path.name)
         partial.replace(path)
+        failpoints.hit("files.after_rename", path.name)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}. Free space or mend permissions there, then run again") from error
+        why = storage.said(error, path.parent, len(content)) or f"{error.strerror}. Mend that, then run again"
+        raise UserError(f"cannot write {path}: {why}") from error
     finally:
         partial.unlink(missing_ok=True)  # Ctrl-C included; after the rename there is none
     fsync_dir(path.parent)
+
+
+def _follow_no_link(name: str, flags: int) -> int:
+    """A link that somebody put where our temporary file will be leads nowhere (J15)."""
+    return os.open(name, flags | os.O_NOFOLLOW, 0o666)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,33 +82,44 @@ def read_json(path: Path) -> Any:
         raise Damaged(f"{path} is not valid JSON ({error}); it was damaged or cut short") from error
 
 
-class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Safe YAML that refuses a key given twice (plain YAML lets the last one win silently)."""
+# --- sealed: small files and lines that vouch for themselves -------------------------------------
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """JSON with its own hash in it (key "sha256"): what `read_sealed` gives back is what was written, or it says no."""
+    write_json(path, value | {"sha256": seal_of(value)})
 
 
-def _unique_mapping(loader: Any, node: Any) -> dict:
-    seen: dict = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str | int | float | bool | None):
-            raise yaml.constructor.ConstructorError(None, None, "a name was expected as key", key_node.start_mark)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-        seen[key] = loader.construct_object(value_node, deep=True)
-    return seen
+def seal_of(value: dict[str, Any]) -> str:
+    """The hash of a mapping, its key "sha256" left out."""
+    return sha256_bytes(canonical_json({key: part for key, part in value.items() if key != "sha256"}).encode())
 
 
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote, without the hash. Raises Damaged for any other byte. A file without a hash is one of an earlier version."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise Damaged(f"{path} holds something else than was written; it was damaged")
+    if "sha256" in value:
+        try:
+            whole = value["sha256"] == seal_of(value) and path.read_bytes() == canonical_json(value).encode()
+        except ValueError:  # NaN, or half a character: never written
+            whole = False
+        if not whole:
+            raise Damaged(f"{path} is damaged: it is not what was written, by the hash in it")
+    return {key: part for key, part in value.items() if key != "sha256"}
 
 
-def load_yaml(path: Path) -> Any:
-    """Raises UserError with file, line and what is wrong."""
-    if path.stat().st_size > MAX_YAML_BYTES:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_YAML_BYTES:,} are read")
-    try:
-        return yaml.load(path.read_bytes(), Loader=_UniqueKeyLoader)  # a subclass of SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that is none
-        raise UserError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}. Mend it, then run again") from error
+def seal_line(line: bytes) -> bytes:
+    """A line of a log with its checksum behind it, newline included."""
+    return line + b"#%08x\n" % zlib.crc32(line)
+
+
+def open_line(line: bytes) -> bytes | None:
+    """The line without its checksum (and newline); None where it does not fit. A line without one is of an earlier version."""
+    body, mark, checksum = line.rstrip(b"\n").rpartition(b"#")
+    if not (mark and re.fullmatch(rb"[0-9a-f]{8}", checksum)):
+        return line.rstrip(b"\n")
+    return body if int(checksum, 16) == zlib.crc32(body) else None
 
 
 # --- manifests -----------------------------------------------------------------------------------
@@ -124,8 +144,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise Damaged(f"{folder} has no {MANIFEST}: it was never published whole. Run: lmworks run")
     manifest = read_json(path)
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if type(found) is int and found > MANIFEST_FORMAT:
+        raise Damaged(f"{path} has format {found}; this lmworks reads {MANIFEST_FORMAT}: a newer version wrote it, or it is damaged. Use that version, "
+                      "or make the folder again: lmworks run")
     whole = isinstance(manifest, dict) and manifest.get("format") == MANIFEST_FORMAT and isinstance(manifest.get("files"), dict)
-    if not whole or path.read_bytes() != canonical_json(manifest).encode():  # the one way it is written
+    try:
+        whole = whole and path.read_bytes() == canonical_json(manifest).encode()  # the one way it is written
+    except ValueError:  # NaN, or half a character: never written
+        whole = False
+    if not whole:
         raise Damaged(f"{path}: format {MANIFEST_FORMAT} with a list of files was expected. Run: lmworks run")
     return manifest
 
@@ -145,6 +173,15 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
     if extra:
         raise Damaged(f"{folder / min(extra)} is not in {MANIFEST}: somebody added it. Remove it, or run: lmworks run")
     return manifest
+
+
+def read_published(folder: Path, name: str) -> Any:
+    """The JSON of one file of a published folder, held against its manifest; the other files are not read. Raises Damaged."""
+    written, data = read_manifest(folder)["files"].get(name), (folder / name).read_bytes() if (folder / name).is_file() else b""
+    if not isinstance(written, dict) or written.get("sha256") != sha256_bytes(data):
+        told = str(written.get("sha256"))[:16] if isinstance(written, dict) else "nothing"
+        raise Damaged(f"{folder / name} is damaged: sha256 {sha256_bytes(data)[:16]}… found, {told}… written. Run: lmworks run")
+    return json.loads(data)
 
 
 def manifest_hash(folder: Path) -> str:
@@ -182,59 +219,15 @@ def replace_folder(partial: Path, final: Path) -> None:
     """`partial` takes the place of `final`, whatever was there."""
     fsync_tree(partial)
     final.parent.mkdir(parents=True, exist_ok=True)
+    failpoints.hit("publish.before_rename", final.name)
     if final.exists():
         old = partial.with_name(partial.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
+        failpoints.hit("publish.between_renames", final.name)
         partial.rename(final)
         shutil.rmtree(old, ignore_errors=True)
     else:
         partial.rename(final)
+    failpoints.hit("publish.after_rename", final.name)
     fsync_dir(final.parent)
-
-
-# --- locks ---------------------------------------------------------------------------------------
-
-@contextlib.contextmanager
-def lock(path: Path, *, what: str, wait_s: float = 0) -> Iterator[None]:
-    """A kernel lock (flock): it goes with the process, so it cannot go stale.
-
-    The file holds pid and start time of the holder, for people only. Raises Busy after `wait_s`, and not before
-    GLANCE_S: who only looks at the lock (`lmworks status`) holds it for a moment.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + max(wait_s, GLANCE_S)
-    try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise Busy(f"{what} is already running in this checkout ({_written_by_holder(fd)}). Wait for it, or stop it, then run again") from None
-                time.sleep(0.1)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"pid {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
-        yield
-    finally:
-        os.close(fd)
-
-
-def lock_holder(path: Path) -> str | None:
-    """Who holds a lock, as the holder wrote it; None if nobody does."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
-    except BlockingIOError:
-        return _written_by_holder(fd)
-    finally:
-        os.close(fd)
-
-
-def _written_by_holder(fd: int) -> str:
-    return os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"

@@ -17,9 +17,14 @@ SHOWN, SHOWN_WHY_CHARS = 10, 160
 
 
 def history(model: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every move of the champion, oldest first: {"when" (ISO, UTC), "who", "from", "to" (version or None), "why", "left_weights" (sha256
-    of what a rollback left, else None)}."""
-    return [entry for _, entry in _numbered(model)]
+    """Every move of the champion that was made, oldest first: {"when" (ISO, UTC), "who", "from", "to" (version or None), "why",
+    "left_weights" (sha256 of what a rollback left, else None)}."""
+    return [entry for _, entry in _made(model)]
+
+
+def key(number: int) -> str:
+    """The tag of an entry."""
+    return f"{HISTORY}{number:06d}"
 
 
 def _numbered(model: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
@@ -45,12 +50,24 @@ def _entry(value: str) -> dict[str, Any]:
 
 
 def _made(model: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
-    """The entries whose move was made: a kill between the last one and its move leaves the alias where that entry starts."""
+    """The entries whose move was made: a kill between the last one and its move leaves the alias where that entry starts.
+
+    With it goes the entry of a move by hand that was found and written down on the same occasion.
+    """
     moves = _numbered(model)
-    done = model["tags"].get(DONE, "0")
-    if moves and moves[-1][0] > (int(done) if done.isdigit() else 0) and model["aliases"].get("champion") == moves[-1][1]["from"]:
-        return moves[:-1]
+    said = model["tags"].get(DONE, "0")
+    done = int(said) if said.isdigit() else 0
+    if moves and moves[-1][0] > done and model["aliases"].get("champion") == moves[-1][1]["from"]:
+        moves.pop()
+        if moves and moves[-1][0] > done and moves[-1][1]["why"].startswith(BY_HAND):
+            moves.pop()
     return moves
+
+
+def unmade(model: dict[str, Any]) -> list[int]:
+    """Numbers of the entries whose move never was made, in the order in which they can be removed one by one."""
+    made = len(_made(model))
+    return [number for number, _ in _numbered(model)[made:]]
 
 
 def recorded(model: dict[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 from components import files
 from components.errors import Busy, UserError
 from components.layout import Layout
+from components.masking import masked
 from components.operations import rest
 from components.release import gates, history, promotion, registry, registry_page
 
@@ -40,8 +41,8 @@ class Rollback:
 def roll_back(layout: Layout, name: str, *, to: str | None = None, why: str = "") -> Rollback:
     """Make the previous champion of `name` (or version `to`, which must have been champion) champion again.
 
-    Its stored files are hashed first. Raises UserError (no such model, nothing to go back to, no server), Damaged (version `to` is)
-    and Busy (the champion was moved meanwhile): then nothing was changed.
+    Its stored files are hashed first. Raises UserError (no such model, nothing to go back to, the version is deleted meanwhile, no
+    server), Damaged (version `to` is) and Busy (the champion was moved meanwhile): then the champion is as it was.
     """
     client = registry.client(layout)
     from mlflow.exceptions import MlflowException
@@ -56,25 +57,32 @@ def roll_back(layout: Layout, name: str, *, to: str | None = None, why: str = ""
 
 
 def _roll_back(client: Any, layout: Layout, name: str, to: str | None, why: str) -> Rollback:
+    from mlflow.exceptions import MlflowException
+
     before = promotion.model_of(client, name)
     champion = before["aliases"].get("champion")
     if to is None:
         version, skipped = _previous(client, layout, name, before)
     else:
         version, skipped = _asked_for(client, layout, name, before, to), []
-    number, said = str(version.version), f"{history.ROLLBACK}{' '.join(why.split()) or 'no reason given'}"
+    number, said = str(version.version), f"{history.ROLLBACK}{' '.join(masked(why).split()) or 'no reason given'}"
     brought_back = number in history.left_behind(before)
     weights = None
     if champion is not None and not brought_back:
-        left = _version(client, name, champion)
+        left = promotion.version_of(client, name, champion)
         weights = left and left.tags.get(registry.WEIGHTS)
     with files.lock(layout.promotion_lock, what="a promotion", wait_s=60):
         now = promotion.model_of(client, name)
         if now["aliases"].get("champion") != champion or history.history(now) != history.history(before):
             raise Busy(f"{name}: the champion was moved from version {champion or 'none'} to {now['aliases'].get('champion') or 'none'} meanwhile; "
                        f"nothing was changed. Look, then say it again: lmworks models {name} --history")
-        _let_pass(client, name, version)
-        promotion.move_champion(client, name, now, to=number, why=said, left_weights=weights)
+        try:
+            _let_pass(client, name, version)
+            promotion.move_champion(client, name, now, to=number, why=said, left_weights=weights)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST" and promotion.version_of(client, name, number) is None:
+                raise promotion.deleted(name, number) from None
+            raise
     registry_page.moved(client, name, before)
     return Rollback(name=name, left=champion, to=number, why=said, who=promotion.user(), skipped=skipped, brought_back=brought_back)
 
@@ -86,7 +94,7 @@ def _previous(client: Any, layout: Layout, name: str, model: dict[str, Any]) -> 
     for number in history.champions(model):
         if number == champion or number in left:
             continue
-        version = _version(client, name, number)
+        version = promotion.version_of(client, name, number)
         try:
             return _usable(version, name, number, layout), skipped
         except UserError as error:
@@ -101,7 +109,7 @@ def _asked_for(client: Any, layout: Layout, name: str, model: dict[str, Any], nu
         raise UserError(f"{name}: version {number} is the champion already. {_known(name, model)}")
     if number not in history.champions(model):
         raise UserError(f"{name}: version {number} was never made champion by its gate, so it cannot be rolled back to. {_known(name, model)}")
-    return _usable(_version(client, name, number), name, number, layout)
+    return _usable(promotion.version_of(client, name, number), name, number, layout)
 
 
 def _known(name: str, model: dict[str, Any]) -> str:
@@ -109,17 +117,6 @@ def _known(name: str, model: dict[str, Any]) -> str:
     moves = history.history(model)
     told = ", ".join(f"{move['from'] or 'none'} -> {move['to'] or 'none'} ({move['when'][:10]})" for move in moves[-MAX_NAMED:])
     return f"History: {told or 'no version was champion yet'}. All of it: lmworks models {name} --history"
-
-
-def _version(client: Any, name: str, number: str) -> Any | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version(name, number)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
 
 
 def _usable(version: Any | None, name: str, number: str, layout: Layout) -> Any:
