@@ -52,6 +52,9 @@ class Server:
                 elif path == "runs/delete-tag":
                     outer.runs[body["run_id"]]["tags"].pop(body["key"], None)
                     self.answer({})
+                elif path == "runs/delete":
+                    del outer.runs[body["run_id"]]
+                    self.answer({})
                 elif path == "runs/update":
                     outer.runs[body["run_id"]]["status"] = body["status"]
                     self.answer({})
@@ -70,7 +73,7 @@ class Server:
 
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
 
 def layout_of(root: Path) -> Layout:

@@ -51,7 +51,7 @@ def test_an_entry_counts_only_if_pid_start_time_and_folder_match(layout: Layout)
     assert services.read(layout) == {}
 
 
-def test_an_address_of_the_environment_is_used_and_nothing_is_started(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+def test_F7_an_address_of_the_environment_is_used_past_any_proxy_and_nothing_is_started(layout: Layout, monkeypatch: pytest.MonkeyPatch):
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -65,7 +65,7 @@ def test_an_address_of_the_environment_is_used_and_nothing_is_started(layout: La
     url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
     monkeypatch.setenv("PREFECT_API_URL", f"{url}/api")
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # F7: a proxy never sees a call to loopback
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # nobody listens there
     assert services.ensure(layout) == {"mlflow": {"outside": True, "url": url}, "prefect": {"outside": True, "url": url, "api": f"{url}/api"}}
     assert not layout.services.exists() and services.down(layout) == []
     server.shutdown()
@@ -145,6 +145,30 @@ def test_F8_a_port_that_another_checkout_takes_before_our_server_binds_it_is_lef
     finally:
         taken.close()
         services.down(layout, force=True)
+
+
+def test_E1_who_sees_a_server_that_another_process_is_starting_waits_for_it(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    """Its entry stands before it answers: seven of eight commands that start at once look in that moment."""
+    record(layout)
+    answers = threading.Event()
+    monkeypatch.setattr(services.rest, "healthy", lambda *_args, **_named: answers.is_set())
+    monkeypatch.setattr(services, "spawn", lambda *_: pytest.fail("one pair of servers is enough"))
+    found: list[object] = []
+
+    def second() -> None:
+        try:
+            found.append(services.ensure(layout, prefect=False)["mlflow"]["url"])
+        except UserError as error:
+            found.append(error)
+
+    with files.lock(layout.startup_lock, what="the start of the servers"):
+        other = threading.Thread(target=second)
+        other.start()
+        other.join(0.5)
+        assert found == [] and other.is_alive(), "it waits at the lock of who starts the server"
+        answers.set()
+    other.join(10)
+    assert found == ["http://127.0.0.1:1"]
 
 
 def test_F8_another_port_for_a_server_that_runs_is_refused(layout: Layout):

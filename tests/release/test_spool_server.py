@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
+import sqlite3
+import time
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 
+import checkout
 import pytest
 from mlflow_server import start_server
 
-from components import spool, tracking
+from benchmarks.reliability import loggers
+from benchmarks.reliability.proxy import CUT, ERROR, HANG, PASS, REFUSE, Proxy
+from components import mlflow_rest, spool, tracking
 from components.config import Config
 from components.errors import UserError
 from components.layout import Layout
 from components.mlflow_rest import call
+from components.operations import rest
+from components.release import registry
+from components.release import release as releasing
 
 pytestmark = [pytest.mark.e2e]
 
@@ -150,3 +160,106 @@ def test_F1_a_server_that_is_killed_and_comes_back_elsewhere_has_every_point_onc
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait(20)
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch, timeout_s: float = 0.5) -> None:
+    monkeypatch.setattr(tracking, "SEND_INTERVAL_S", 0.05)
+    monkeypatch.setattr(tracking, "MAX_SEND_INTERVAL_S", 0.1)
+    monkeypatch.setattr(tracking, "REQUEST_TIMEOUT_S", timeout_s)
+    monkeypatch.setattr(spool, "call", functools.partial(call, timeout_s=timeout_s))
+
+
+def curve_of(url: str, name: str) -> tuple[str, list[tuple[int, float]]]:
+    """(status, points in the order of their steps) of the one run of this experiment."""
+    found = only_run(url, name)
+    history = call(url, "GET", f"metrics/get-history?run_id={found['info']['run_id']}&metric_key=train/loss&max_results=1000")["metrics"]
+    return found["info"]["status"], sorted((m["step"], m["value"]) for m in history)
+
+
+def test_F1_refused_hung_out_of_order_and_cut_in_turn_the_server_has_each_point_once(tmp_path: Path, mlflow_url: str, monkeypatch: pytest.MonkeyPatch):
+    layout = Layout(root=tmp_path, work=tmp_path / "work" / "pretrain" / "k1")
+    impatient(monkeypatch)
+    with Proxy(mlflow_url) as proxy:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+        run = open_run(layout, "misbehaving")
+        step = 0
+        for kind in (CUT, REFUSE, HANG, ERROR, CUT):
+            for mode, done in ((kind, lambda: run._trouble), (PASS, lambda: not run._trouble)):
+                proxy.misbehave(mode)
+                for _ in range(20):
+                    run.log(step, {"train/loss": step / 8})
+                    step += 1
+                wait_for(done, f"{mode} is noticed")
+        run.finish("FINISHED")
+        assert tracking.drain(layout) == 0 and not list(layout.spool.glob("*/"))
+    assert curve_of(mlflow_url, "misbehaving") == ("FINISHED", [(n, n / 8) for n in range(step)])
+
+
+def test_E2_a_locked_database_is_waited_for_and_then_named_and_nothing_is_lost(
+        tmp_path: Path, mlflow_url: str, mlflow_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    layout = Layout(root=tmp_path, work=tmp_path / "work" / "pretrain" / "k1")
+    layout.mlruns.symlink_to(mlflow_folder)
+    impatient(monkeypatch)
+    run = open_run(layout, "locked")
+    run.log(0, {"train/loss": 0.0})
+    wait_for(lambda: spool.sent(run.folder)["run_id"], "the run is made")
+    holder = sqlite3.connect(layout.mlflow_database, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    try:
+        for step in range(1, 50):
+            run.log(step, {"train/loss": step / 8})
+        wait_for(lambda: "locked" in run._trouble, "the database is found locked")
+        run.finish("FINISHED")  # a training that ends meanwhile ends well
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"MLflow does not have all of this run yet (database mlflow.db is locked by python (pid {os.getpid()}:" in told.replace("python3.11", "python")
+        assert "Nothing is lost" in told and tracking.drain(layout) == 1
+    finally:
+        holder.execute("ROLLBACK")
+        holder.close()
+    wait_for(lambda: tracking.drain(layout) == 0, "once it is free, all is sent")
+    assert curve_of(mlflow_url, "locked") == ("FINISHED", [(n, n / 8) for n in range(50)])
+
+
+@pytest.mark.slow
+def test_E2_a_release_into_a_database_that_stays_locked_names_who_holds_it_and_goes_on_afterwards(
+        tmp_path: Path, mlflow_url: str, mlflow_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    config = checkout.configuration(name="held")
+    layout = checkout.make(tmp_path, config)
+    layout.mlruns.symlink_to(mlflow_folder)
+    holder = sqlite3.connect(layout.mlflow_database, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(rest.Unreachable, match=rf"database mlflow.db is locked by .*\(pid {os.getpid()}: .*Close that program, then run the same command again"):
+            releasing.release(config, layout, say=lambda _: None)
+    finally:
+        holder.execute("ROLLBACK")
+        holder.close()
+    assert [decision.verdict for decision in releasing.release(config, layout, say=lambda _: None)] == ["passed", "passed"]
+
+
+def test_E3_many_loggers_at_once_lose_and_double_nothing(tmp_path: Path, mlflow_url: str):
+    found = loggers.once(tmp_path, 6, 200, seed=1)
+    assert found["met"], found
+    assert found["counts"] == {"loggers": 6, "points": 1200, "errors": 0, "lost": 0, "doubled": 0, "wrong": 0, "unsent": 0, "not_finished": 0}
+
+
+def test_F7_proxy_variables_touch_no_call_to_our_own_server(tmp_path: Path, mlflow_url: str, monkeypatch: pytest.MonkeyPatch):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        for variable in (name, name.lower()):
+            monkeypatch.setenv(variable, "http://127.0.0.1:1")  # nobody listens there
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(variable, "example.org")
+    assert call(mlflow_url, "GET", "experiments/get-by-name?experiment_name=Default")["experiment"]["experiment_id"] == "0"
+    assert mlflow_rest.artifact(mlflow_url, "0" * 32, "none") is None
+    assert rest.healthy(f"{mlflow_url}/health")
+    client = registry.client(Layout(root=tmp_path))  # MLflow's own, as release, rollback and generate use it
+    assert client.get_experiment("0").name == "Default"
+    assert os.environ["NO_PROXY"] == "example.org,127.0.0.1,localhost,::1"

@@ -1,0 +1,202 @@
+"""Both servers away for a minute in a real training: what that costs a step, and whether each point arrives once.
+
+A training with the servers away and one without, by turns. The servers stand behind proxies that refuse, hang, answer 500 or cut
+each answer. Times are those of the training's own points (tokens a second), of the same window in both.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+import urllib.parse
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import clean_env
+from benchmarks.reliability.proxy import CUT, ERROR, HANG, PASS, REFUSE, Proxy
+from benchmarks.workspace import clone, interval
+from components import config as settings
+from components import files, mlflow_rest
+from components.layout import Layout
+from components.operations import processes, rest, services
+
+GOAL = "tracking and orchestration server away for 60 s in a training: a step takes less than 5 % longer, 0 points lost"
+COUNT = 8  # trainings with the servers away, and as many without
+AWAY_S = 60
+BEFORE_S = 5  # from the first point to the outage
+AFTER_S = 20  # that a training goes on when the servers are back
+KINDS = (REFUSE, HANG, ERROR, CUT)
+LIMIT = 0.05
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A checkout whose data is ready, and the proxies before its servers."""
+
+    root: Path
+    home: Path
+    mlflow: Proxy
+    prefect: Proxy
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(root=self.root)
+
+    @property
+    def env(self) -> dict[str, str]:
+        return clean_env(self.root, self.home) | {"MLFLOW_TRACKING_URI": self.mlflow.url, "PREFECT_API_URL": f"{self.prefect.url}/api"}
+
+    def misbehave(self, kind: str) -> None:
+        for proxy in (self.mlflow, self.prefect):
+            proxy.misbehave(kind)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [str(self.root / ".venv" / "bin" / "python"), "-m", "commands", *arguments]
+
+    def lmworks(self, *arguments: str) -> None:
+        """Raises RuntimeError with its last words."""
+        done = subprocess.run(self.command(*arguments), cwd=self.root, env=self.env, text=True, capture_output=True)
+        if done.returncode:
+            raise RuntimeError(f"lmworks {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout[-1000:]}\n{done.stderr[-1000:]}")
+
+
+def train(bench: Bench, number: int, steps: int, kind: str | None) -> dict[str, Any]:
+    """One training of its own KEY (`number` changes its rate by a hair). With a `kind`, the servers are away for AWAY_S."""
+    bench.lmworks("use", "smoke", "--set", f"training.steps={steps}", "--set", f"training.learning_rate={0.015 + number * 1e-6}",
+                  "--set", f"training.validation_interval={steps}", "--set", f"training.checkpoint_interval={steps}")
+    running = subprocess.Popen(bench.command("run", "--to", "pretrain", "--json"), cwd=bench.root, env=bench.env, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        began_ms = _window(bench, running, kind)
+        _, err = running.communicate(timeout=900)
+    finally:
+        bench.misbehave(PASS)
+        if running.poll() is None:
+            running.terminate()
+            running.communicate()
+    return {"away": kind, "exit_code": running.returncode, "last_words": err.strip().replace(str(bench.root), ".")[-300:] if running.returncode else "",
+            **_points(bench, began_ms)}
+
+
+def _window(bench: Bench, running: subprocess.Popen, kind: str | None) -> int:
+    """Wait for the first point, then AWAY_S with or without servers. Returns when that began (ms); at once where the training has ended."""
+    while running.poll() is None and not any(b'"train/loss"' in path.read_bytes() for path in bench.layout.spool.glob("pretrain-*/events.jsonl")):
+        time.sleep(0.2)
+    deadline = time.monotonic() + BEFORE_S
+    while running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    began_ms = int(time.time() * 1000)
+    if kind:
+        bench.misbehave(kind)
+    deadline = time.monotonic() + AWAY_S
+    while running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    bench.misbehave(PASS)
+    return began_ms
+
+
+def _history(url: str, run_id: str, key: str) -> list[dict[str, Any]]:
+    query = urllib.parse.urlencode({"run_id": run_id, "metric_key": key, "max_results": 25_000})
+    return mlflow_rest.call(url, "GET", f"metrics/get-history?{query}").get("metrics", [])
+
+
+def _points(bench: Bench, began_ms: int) -> dict[str, Any]:
+    """The newest run as MLflow has it, held against its published curve."""
+    url, training = bench.mlflow.url, settings.load(bench.layout.params).training
+    experiment = mlflow_rest.call(url, "GET", "experiments/get-by-name?experiment_name=smoke")["experiment"]["experiment_id"]
+    run = mlflow_rest.call(url, "POST", "runs/search", {"experiment_ids": [experiment], "order_by": ["attributes.start_time DESC"], "max_results": 1})["runs"][0]
+    losses = _history(url, run["info"]["run_id"], "train/loss")
+    published = bench.layout.pretrained / "curve.csv"
+    rows = csv.DictReader(published.read_text().splitlines()) if published.exists() else []
+    curve = {int(row["step"]): float(row["train/loss"]) for row in rows}
+    times = Counter(int(point["step"]) for point in losses)
+    speeds = [point for point in _history(url, run["info"]["run_id"], "train/tokens_per_s") if began_ms <= int(point["timestamp"]) < began_ms + AWAY_S * 1000]
+    tokens = training.rows * training.row_tokens * training.accumulation
+    step_s = [tokens / float(point["value"]) for point in sorted(speeds, key=lambda point: int(point["step"]))]
+    stamps = sorted(int(point["timestamp"]) for point in speeds)
+    return {"status": run["info"]["status"], "points": len(curve), "lost": len(curve.keys() - times.keys()), "doubled": sum(n - 1 for n in times.values()),
+            "wrong": sum(curve.get(int(point["step"])) != float(point["value"]) for point in losses), "points_in_window": len(step_s),
+            "step_s": statistics.median(step_s) if step_s else None, "slowest_step_s": max(step_s, default=None),
+            "longest_without_a_point_s": max(((b - a) / 1000 for a, b in zip(stamps, stamps[1:], strict=False)), default=None),
+            "window_whole": bool(stamps) and max(int(point["timestamp"]) for point in losses) >= began_ms + AWAY_S * 1000}
+
+
+def left_open(bench: Bench) -> int:
+    """Flow and task runs that Prefect still takes for running, a while after the last one ended."""
+    api, deadline = rest.Prefect(f"{bench.prefect.url}/api"), time.monotonic() + 30
+    still = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+    while True:
+        found = api.send("/flow_runs/count", {"flow_runs": still}) + api.send("/task_runs/count", {"task_runs": still})
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(1)
+
+
+def pair(bench: Bench, number: int, steps: int, kind: str, disturbed_first: bool) -> dict[str, Any]:
+    kinds = (kind, None) if disturbed_first else (None, kind)
+    runs = {away: train(bench, 2 * number + turn, steps, away) for turn, away in enumerate(kinds)}
+    whole = all(run["step_s"] and run["window_whole"] for run in runs.values())
+    slower = runs[kind]["step_s"] / runs[None]["step_s"] - 1 if whole else None
+    return {"kind": kind, "disturbed_first": disturbed_first, "slower": slower, "away": runs[kind], "there": runs[None]}
+
+
+def measure(count: int, seed: int) -> dict[str, Any]:
+    """`count` pairs of trainings; kinds of outage and the order in a pair by turns."""
+    rng, repeats = random.Random(seed), []
+    kinds = rng.sample(KINDS, len(KINDS))
+    with tempfile.TemporaryDirectory() as scratch:
+        root, home = clone(Path(scratch) / "checkout"), Path(scratch) / "home"
+        home.mkdir()
+        layout = Layout(root=root)
+        for variable in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+            os.environ.pop(variable, None)
+        try:
+            services.ensure(layout)
+            urls = [services.address(layout, service) or "" for service in (processes.MLFLOW, processes.PREFECT)]
+            with Proxy(urls[0]) as mlflow, Proxy(urls[1]) as prefect:
+                bench = Bench(root, home, mlflow, prefect)
+                steps = _steps(bench)
+                for number in range(count):
+                    row = pair(bench, number + 1, steps, kinds[number % len(kinds)], disturbed_first=(number // len(kinds) + number) % 2 == 0)
+                    repeats.append(row)
+                    print(f"outages {number + 1}/{count}: {row['kind']}, a step {'is not comparable' if row['slower'] is None else format(row['slower'], '+.1%')}, "
+                          f"{row['away']['lost']} lost, {row['away']['doubled']} doubled", flush=True)
+                open_runs = left_open(bench)
+        finally:
+            services.down(layout, force=True)
+    return _told(repeats, open_runs)
+
+
+def _steps(bench: Bench) -> int:
+    """As many as keep a training at work from its first point to well after the outage; the data is made ready on the way."""
+    bench.lmworks("use", "smoke")
+    bench.lmworks("run", "--to", "pretrain")
+    training = settings.load(bench.layout.params).training
+    report = files.read_json(bench.layout.pretrained / "summary.json")
+    assert report["steps"] == training.steps
+    experiment = mlflow_rest.call(bench.mlflow.url, "GET", "experiments/get-by-name?experiment_name=smoke")["experiment"]["experiment_id"]
+    run = mlflow_rest.call(bench.mlflow.url, "POST", "runs/search", {"experiment_ids": [experiment], "max_results": 1})["runs"][0]
+    speed = statistics.median(float(point["value"]) for point in _history(bench.mlflow.url, run["info"]["run_id"], "train/tokens_per_s"))
+    wanted = (BEFORE_S + AWAY_S + AFTER_S) * speed / (training.rows * training.row_tokens * training.accumulation)
+    return 10 * round(wanted * 1.3 / 10)  # a machine that gets quicker meanwhile is no reason to end early
+
+
+def _told(repeats: list[dict[str, Any]], open_runs: int) -> dict[str, Any]:
+    trainings = [run for row in repeats for run in (row["away"], row["there"])]
+    slower = [row["slower"] for row in repeats if row["slower"] is not None]
+    counts: dict[str, Any] = {
+        "trainings": len(trainings), "away_s": AWAY_S, "points": sum(run["points"] for run in trainings), "runs_left_open": open_runs,
+        "failed": sum(1 for run in trainings if run["exit_code"] or run["status"] != "FINISHED"), "not_comparable": len(repeats) - len(slower)}
+    counts |= {key: sum(run[key] for run in trainings) for key in ("lost", "doubled", "wrong")}
+    reached = interval(slower) if slower else None
+    if reached:
+        counts |= {"step_slower_percent": round(100 * reached["mean"], 2), "low_percent": round(100 * reached["low"], 2), "high_percent": round(100 * reached["high"], 2)}
+    clean = not any(counts[key] for key in ("failed", "not_comparable", "lost", "doubled", "wrong", "runs_left_open"))
+    return {"counts": counts, "repeats": repeats, "met": clean and reached is not None and reached["high"] < LIMIT}

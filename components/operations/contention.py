@@ -1,0 +1,64 @@
+"""Whether another program keeps one of our SQLite files locked, and which: a server that waits for the lock only seems slow."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from components.operations import rest
+
+BUSY = ("locked", "busy")  # what SQLite calls it
+
+
+def held(path: Path) -> str | None:
+    """`database mlflow.db is locked by sqlite3 (pid 12: …)`, of this moment; None where a writer could begin, or there is no such file.
+
+    Nothing is written: the transaction that is tried is given up at once.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        if any(word in str(error) for word in BUSY):
+            return f"database {path.name} is locked by {_holders(path)}"
+    except sqlite3.DatabaseError:
+        pass  # damaged: another question, and another's answer (lmworks verify)
+    return None
+
+
+def advice(path: Path) -> str:
+    """What to do about it; '' where nobody holds it."""
+    found = held(path)
+    return f"{found}, and was not free in time. Close that program, then run the same command again" if found else ""
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """A server that did not answer in time because its database is locked: the error says so, and by whom. Raises UserError."""
+    try:
+        yield
+    except rest.Unreachable as error:
+        if words := advice(path):
+            raise rest.Unreachable(words, error.status) from error
+        raise
+
+
+def _holders(path: Path) -> str:
+    """Processes that have the file open, in words; our own servers of course have, too, so a stranger is named first."""
+    strangers, servers = [], []
+    wanted = str(path.resolve())
+    for process in psutil.process_iter():
+        try:
+            if any(opened.path == wanted for opened in process.open_files()):
+                words = f"{process.name()} (pid {process.pid}: {' '.join(process.cmdline())[:80]})"
+                (servers if {"mlflow", "prefect"} & set(process.cmdline()) else strangers).append(words)
+        except psutil.Error:
+            continue
+    return ", ".join((strangers or servers)[:3]) or "a process of another user"
