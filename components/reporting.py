@@ -79,6 +79,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self.requested = False
+        self.exit_code = 130
         self._deferred = False
 
     def install(self) -> None:
@@ -88,6 +89,7 @@ class _Stop:
             signal.signal(signal.SIGHUP, self._handle)
 
     def _handle(self, signum: int, _frame: object) -> None:
+        self.exit_code = 143 if signum == signal.SIGTERM else 130
         if self._deferred and not self.requested:
             self.requested = True
         else:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from components import files
+from components import failpoints, files, storage
 from components.errors import Damaged, UserError
 from components.reporting import say
 from components.training.optimizers import Optimizers
 
 FORMAT = 1
 KEPT = 2  # a damaged newest one leaves its predecessor
+MODELS_TO_COME = 2  # the finished model, and DVC's copy of it
+ON = "run again: it goes on from the last checkpoint"
 
 
 @dataclass
@@ -48,25 +51,37 @@ class Checkpoints:
             raise UserError(f"{self.folder} was removed while training ran, so there is nothing to resume from. Run again: it starts at step 0")
         model_tensors = _on_cpu({name: p for name, p in model.named_parameters()})
         optimizer_tensors = _on_cpu(optimizers.tensors())
-        needed = sum(t.numel() * t.element_size() for t in (*model_tensors.values(), *optimizer_tensors.values()))
-        free = shutil.disk_usage(self.folder).free
-        if free < needed * 1.1 + 2**20:
-            raise UserError(f"no space in {self.folder}: a checkpoint needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free. "
-                            "Free space, then run again: it goes on from the last checkpoint")
+        needed = _size(model_tensors) + _size(optimizer_tensors)
+        storage.check_room(self.folder, needed * 1.1 + 2**20, "a checkpoint", ON)
         partial = self.folder / f".partial-{step:08d}"
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir()
+            failpoints.hit("train.ckpt.before_write", step)
             save_file(model_tensors, partial / "model.safetensors")
+            failpoints.hit("train.ckpt.mid_write", step)
             save_file(optimizer_tensors, partial / "optimizer.safetensors")
             (partial / "state.json").write_text(files.canonical_json({"format": FORMAT, "key": self.key, "step": step, **scalars}))
+            failpoints.hit("train.ckpt.before_rename", step)
             files.publish(partial, self.folder / f"step-{step:08d}")
-        except (OSError, SafetensorError) as error:
+            failpoints.hit("train.ckpt.after_rename", step)
+        except (OSError, SafetensorError, UserError) as error:
+            why = storage.said(error, self.folder) or f"{error}. Mend that, then run again"  # before what was written of it goes
             shutil.rmtree(partial, ignore_errors=True)
-            raise UserError(f"cannot write a checkpoint in {self.folder}: {error}. Free space or mend permissions there, "
-                            "then run again: it goes on from the last checkpoint") from error
+            raise UserError(f"cannot write a checkpoint in {self.folder}: {why}: it goes on from the last checkpoint") from error
         for old in self.found()[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+            going = self.folder / f".partial-{old.name}"
+            with contextlib.suppress(OSError):
+                old.rename(going)  # a kill in the middle must leave no half checkpoint under a name
+            failpoints.hit("train.ckpt.mid_purge", step)
+            shutil.rmtree(going, ignore_errors=True)
+
+    def check_room(self, model: torch.nn.Module, optimizers: Optimizers) -> None:
+        """Before the first step: room for the checkpoints to come, one of them half-written beside those that are kept, and for the
+        finished model. Raises UserError."""
+        weights = _size(dict(model.named_parameters()))
+        checkpoints = max(1, KEPT + 1 - len(self.found())) * (weights + _size(optimizers.tensors()))
+        storage.check_room(self.folder, (checkpoints + MODELS_TO_COME * weights) * 1.1 + 2**20, "this training, with its checkpoints and its model,")
 
     def restore(self, model: torch.nn.Module, optimizers: Optimizers) -> dict[str, Any] | None:
         """Load the newest checkpoint that verifies into both. Returns its state.json, or None if there is none.
@@ -90,6 +105,10 @@ class Checkpoints:
             optimizers.restore(optimizer_tensors)
             return state
         return None
+
+
+def _size(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

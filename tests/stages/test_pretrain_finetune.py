@@ -179,7 +179,38 @@ def test_two_runs_from_scratch_are_identical_in_every_byte(trained, world, tmp_p
         assert hashes(tmp_path / out) == hashes(trained.folder / out)
 
 
-def test_a_stopped_stage_goes_on_in_its_own_folder_and_ends_with_the_same_bytes(trained, world, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("at", "resumes"), [("its first steps", False), ("its last steps", True), ("export", True)])
+def test_C6_a_killed_fine_tuning_or_export_goes_on_and_ends_with_the_same_bytes(trained, world, tmp_path, monkeypatch, capsys, at, resumes):
+    from components.training import loop
+
+    class Killed(BaseException):
+        """No handler of ours takes it for an error."""
+
+    def killed(*args):
+        nonlocal calls
+        calls += 1
+        if calls == {"its first steps": 3, "its last steps": 14}.get(at):
+            raise Killed
+        return whole(*args)
+
+    def no_export(*args, **kwargs):
+        raise Killed
+
+    whole, calls = loop.batch_loss, 0
+    config = build(SETTINGS | {"finetuning.checkpoint_interval": 5}, where="test")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "batch_loss", killed)
+        if at == "export":
+            patch.setattr(finetune.model, "export", no_export)
+        with pytest.raises(Killed):
+            stage(finetune, world, tmp_path / "a", config, pretrained=trained.folder / "pretrained")
+    shutil.rmtree(tmp_path / "a/finetuned")
+    stage(finetune, world, tmp_path / "a", config, pretrained=trained.folder / "pretrained")
+    assert ("resumes after step" in capsys.readouterr().err) == resumes
+    assert hashes(tmp_path / "a/finetuned") == hashes(trained.folder / "finetuned")
+
+
+def test_C2_a_stopped_stage_goes_on_in_its_own_folder_and_ends_with_the_same_bytes(trained, world, tmp_path, monkeypatch):
     from components.training import loop
 
     whole, calls = loop.batch_loss, 0

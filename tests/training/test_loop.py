@@ -1,8 +1,11 @@
 """Killed at any time, resumed bit for bit; stopped politely; never a step on a loss that is not finite."""
 
+import itertools
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,18 +82,51 @@ def test_C5_resumed_around_the_border_of_epochs(tmp_path, uninterrupted, step):
     assert weights(train(tmp_path)[0]) == uninterrupted[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_C8_a_signal_finishes_the_step_saves_and_stops(tmp_path, uninterrupted, number):
-    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGINT)]
-    try:
-        stop.install()
-        ended(tmp_path, 2 * 9 + 1, lambda: signal.raise_signal(number))
-    finally:
-        stop.requested = False
-        for n, handler in handlers:
-            signal.signal(n, handler)
+@pytest.fixture
+def signals():
+    """Handlers as a stage has them; afterwards those that stood before."""
+    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    stop.install()
+    yield
+    stop.requested, stop.exit_code = False, 130
+    for n, handler in handlers:
+        signal.signal(n, handler)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 130)])
+def test_C8_a_signal_finishes_the_step_saves_and_stops(tmp_path, uninterrupted, signals, number, exit_code):
+    ended(tmp_path, 2 * 9 + 1, lambda: signal.raise_signal(number))
+    assert stop.exit_code == exit_code
+    stop.requested = False  # the next process
     assert Checkpoints(tmp_path, "key").found()[-1].name == "step-00000010"
     assert weights(train(tmp_path)[0]) == uninterrupted[0]
+
+
+def test_C8_a_second_ctrl_c_waits_for_nothing_and_the_last_checkpoint_is_good(tmp_path, uninterrupted, signals):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    ended(tmp_path, 2 * 9 + 1, twice)
+    assert Checkpoints(tmp_path, "key").found()[-1].name == "step-00000008"
+    stop.requested = False
+    assert weights(train(tmp_path)[0]) == uninterrupted[0]
+
+
+def test_C14_a_clock_that_jumps_an_hour_changes_neither_the_order_of_checkpoints_nor_the_result(tmp_path, uninterrupted, monkeypatch, capsys):
+    """The first life's clock is an hour ahead, the second's jumps to and fro with each look; newer checkpoints have older times."""
+    ended(tmp_path, 2 * 13 + 1, interrupt)
+    found = Checkpoints(tmp_path, "key").found()
+    now, jumps = time.time, itertools.cycle([3600, -3600, 0])
+    for path, ahead_s in zip(found, (3600, 0), strict=True):
+        for one in [path, *path.iterdir()]:
+            os.utime(one, (now() + ahead_s, now() + ahead_s))
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+    monkeypatch.setattr(time, "time_ns", lambda: int((now() + next(jumps)) * 1e9))
+    model, curve = train(tmp_path)
+    assert f"resumes after step {int(found[-1].name.removeprefix('step-'))} of" in capsys.readouterr().err
+    assert weights(model) == uninterrupted[0] and curve == uninterrupted[1]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
