@@ -61,7 +61,7 @@ def test_all_servers_down_is_no_error(layout: Layout):
         assert part in out, out
     assert max(map(cell_len, out.splitlines())) <= 80
     told = json.loads(asked("--json", code=0))
-    assert set(told) == {"services", "run", "stage", "unclean", "unsent", "last_run", "scheduled", "champions", "stale", "exit_code"}
+    assert set(told) == {"services", "restore", "run", "stage", "unclean", "unsent", "last_run", "scheduled", "champions", "stale", "exit_code"}
 
 
 @pytest.mark.parametrize(("last", "last_green", "code", "words"), [
@@ -109,18 +109,18 @@ def test_stages_that_only_follow_are_counted():
     assert status._stale(told) == ["pretrain: params.yaml training.steps: 240 -> 250 (+1 more)", "and 2 stages after it", "see all: lmworks why"]
 
 
-def test_H2_a_champion_that_was_moved_by_hand_is_named():
+def test_H2_a_champion_that_was_moved_by_hand_or_deleted_is_named():
     versions = [{"version": 2, "verdict": "failed", "weights_sha256": "b" * 64, "note": "moved by hand", "gated": False},
                 {"version": 1, "verdict": "passed", "weights_sha256": "a" * 64, "note": None}]
     models = [{"name": "模型", "aliases": {"champion": "2", "candidate": "2"}, "versions": versions},
               {"name": "tiny", "aliases": {"champion": "1"}, "versions": versions}, {"name": "new", "aliases": {"candidate": "1"}, "versions": versions[1:]},
-              {"name": "gone", "aliases": {"champion": "7"}, "versions": versions}]
+              {"name": "gone", "aliases": {}, "versions": versions, "note": "the alias champion was removed by hand, or its version was deleted"}]
     out = Console(file=io.StringIO(), width=80)
     for line in status._champions({"source": "registry", "problem": None, "models": [status._champion(model) for model in models]}):
         out.print(line)
     text = out.file.getvalue()
     for part in ("模型  version 2, weights bbbbbbbbbbbb, not gated: moved by hand", "tiny  version 1, weights aaaaaaaaaaaa, gated",
-                 "new   no champion; version 1 is candidate", "the alias names version 7, which is gone"):
+                 "new   no champion; version 1 is candidate", "gone  no champion; the alias champion was removed by hand, or its version was"):
         assert part in text, text
 
 

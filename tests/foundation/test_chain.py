@@ -40,7 +40,7 @@ def test_an_empty_or_malformed_sources_yaml_is_one_clear_error(layout: Layout, t
         chain.fingerprint(chain.BY_NAME["fetch"], settings.Config(), layout, [])
 
 
-def test_every_wrong_version_is_named_once(layout: Layout):
+def test_B10_every_wrong_version_is_named_once(layout: Layout):
     text = layout.versions.read_text()
     layout.versions.write_text(text.replace("torch: ", "torch: 9").replace("numpy: ", "numpy: 9"))
     with pytest.raises(UserError) as caught:
@@ -54,7 +54,7 @@ def test_every_wrong_version_is_named_once(layout: Layout):
 @pytest.mark.parametrize(("error", "code", "words"), [
     (UserError("row 7 has no text; mend it"), 2, "row 7"), (KeyboardInterrupt(), 130, "the next run goes on"), (KeyError("x"), 1, "KeyError: 'x'"),
     (MemoryError(), 1, "smaller batches"), (RuntimeError("CUDA out of memory. Tried to allocate"), 1, "smaller batches"),
-    (OSError(28, "No space left on device", "data/x"), 1, "No space left on device: data/x"),
+    (OSError(28, "No space left on device", "data/x"), 2, "no space in "), (OSError(2, "No such file or directory", "data/x"), 1, "No such file or directory: data/x"),
 ])
 def test_C10_D1_whatever_ends_a_stage_it_leaves_its_words_and_no_out(layout: Layout, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str):
     def run(_config: Any, staged: Layout) -> reporting.Report:
