@@ -24,7 +24,8 @@ TRAININGS = ("pretrain", "finetune")
 SERVERS = ("mlflow", "prefect")
 POLL_S = 0.01
 LIFE_S = 900  # a life that takes longer hangs
-KEPT_STATE = ("services.json", "logs")  # of .lmworks, from one chain to the next
+NAME = "smoke"
+HOMES = (".lmworks", "mlruns", ".prefect")  # as they are before the first run: what a reset brings back
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,11 @@ class Life:
 
 
 class Drilled:
-    """The checkout at `root` (its servers are up), and what the fail-points have noted."""
+    """The checkout at `root`, which has not run yet, and what the fail-points have noted."""
 
     def __init__(self, root: Path, scratch: Path):
         self.root, self.layout, self.scratch = root, Layout(root=root), scratch
         self.notes_file = scratch / "notes"
-        self.name = ""
         self.lives = 0
         (scratch / "home").mkdir(parents=True, exist_ok=True)
 
@@ -102,17 +102,25 @@ class Drilled:
                                        env=self.environment(*points), stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
         return Life(process, output, before)
 
-    def reset(self, name: str) -> None:
-        """From nothing again: no outs, no checkpoints, no cache, and a NAME that neither MLflow nor the registry knows."""
-        for folder in (self.root / "work", self.root / ".dvc" / "cache"):
-            shutil.rmtree(folder, ignore_errors=True)
-        for path in [*(self.root / "data").iterdir(), *self.layout.state.iterdir(), self.layout.dvc_lock]:
-            if path.is_symlink() or path.name in KEPT_STATE:  # data/packages is borrowed
-                continue
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    def reset(self) -> None:
+        """From nothing again: no outs, no checkpoints, no cache, and servers that know of no run."""
+        self.lmworks("down", "--force")
+        pristine = self.scratch / "pristine"
+        if not pristine.exists():
+            self.lmworks("use", NAME)
+            self.lmworks("up")  # makes the databases
+            self.lmworks("down")
+            for home in HOMES:
+                shutil.copytree(self.root / home, pristine / home)
+        for folder in ("work", ".dvc/cache", *HOMES):
+            shutil.rmtree(self.root / folder, ignore_errors=True)
+        for home in HOMES:
+            shutil.copytree(pristine / home, self.root / home)
+        for path in [*(self.root / "data").iterdir(), self.layout.dvc_lock]:
+            if not path.is_symlink():  # data/packages is borrowed
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self.notes_file.write_text("")
-        self.lmworks("use", "smoke", "--name", name)
-        self.name = name
+        self.lmworks("up")
 
     # --- what the notes and the files say ---
 
@@ -220,7 +228,7 @@ def strays(drilled: Drilled) -> list[str]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
             at_home = process.cwd() == str(drilled.root) or process.cwd().startswith(f"{drilled.root}/")
-            if at_home and process.status() != psutil.STATUS_ZOMBIE and os.getsid(process.pid) not in known:
+            if at_home and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE and os.getsid(process.pid) not in known:
                 found.append(" ".join(process.cmdline())[:120].replace(str(drilled.root), "CHECKOUT"))
     return found
 

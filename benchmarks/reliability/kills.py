@@ -68,9 +68,9 @@ class Kill:
     exit_code: int  # of that `lmworks run`
 
 
-def untouched(checkout: Drilled, name: str) -> Reference:
+def untouched(checkout: Drilled) -> Reference:
     """One chain from nothing, and what it left."""
-    checkout.reset(name)
+    checkout.reset()
     life = checkout.start()
     if life.end():
         raise RuntimeError(f"the untouched chain failed:\n{life.told()[-3000:]}")
@@ -82,7 +82,7 @@ def untouched(checkout: Drilled, name: str) -> Reference:
     times = {stage: [note.at_s for note in notes if note.name == "train.step" and started <= note.at_s < following]
              for (stage, started), (_, following) in zip(edges[:-1], edges[1:], strict=True) if stage in TRAININGS}
     return Reference(
-        hashes=drilled.hashes(checkout), curves=curves.curves(checkout.root, name), steps={stage: len(at) for stage, at in times.items()},
+        hashes=drilled.hashes(checkout), curves=curves.curves(checkout.root, drilled.NAME), steps={stage: len(at) for stage, at in times.items()},
         intervals={"pretrain": config.training.checkpoint_interval, "finetune": config.finetuning.checkpoint_interval},
         segments=[(part, end - begin) for (part, begin), (_, end) in zip(edges[:-1], edges[1:], strict=True)],
         step_s={stage: (at[-1] - at[0]) / (len(at) - 1) for stage, at in times.items()})
@@ -126,9 +126,9 @@ def reached(checkout: Drilled, life: Life, moment: Moment, startup_s: float) -> 
 
 # --- one chain -------------------------------------------------------------------------------------
 
-def chain_of_kills(checkout: Drilled, reference: Reference, rng: random.Random, name: str, plan: list[bool], number: int) -> tuple[list[Kill], dict[str, Any]]:
+def chain_of_kills(checkout: Drilled, reference: Reference, rng: random.Random, plan: list[bool], number: int) -> tuple[list[Kill], dict[str, Any]]:
     """A chain from nothing, killed as `plan` says (True: between checkpoints) until it is over; then what it left."""
-    checkout.reset(name)
+    checkout.reset()
     kills: list[Kill] = []
     for between_checkpoints in plan:
         moment = draw(checkout, reference, rng, between_checkpoints)
@@ -179,22 +179,22 @@ def finished(checkout: Drilled, reference: Reference, disturbances: list[str]) -
     steps = checkout.steps()
     over = [f"{stage}: {sum(lives)} steps in {len(lives)} lives" for stage, lives in steps.items()
             if sum(lives) > reference.steps[stage] + max(0, len(lives) - 1) * reference.intervals[stage]]
-    runs = curves.runs_of(checkout.root, checkout.name)
+    runs = curves.runs_of(checkout.root, drilled.NAME)
     return {
-        "name": checkout.name, "disturbed_by": disturbances, "exit_code": code, "tries": tries,
+        "disturbed_by": disturbances, "exit_code": code, "tries": tries,
         "different": sorted(name for name in {*found, *reference.hashes} if found.get(name) != reference.hashes.get(name)),
         "steps": {stage: {"total": reference.steps[stage], "interval": reference.intervals[stage], "lives": lives} for stage, lives in steps.items()},
         "over_bound": over, "strays": drilled.strays(checkout), "left_open": open_runs, "leftovers": drilled.leftovers(checkout),
         "extra_runs": sum(len(ids) - 1 for ids in runs.values()),
-        "points": curves.compared(reference.curves, curves.curves(checkout.root, checkout.name))}
+        "points": curves.compared(reference.curves, curves.curves(checkout.root, drilled.NAME))}
 
 
 # --- all ---------------------------------------------------------------------------------------------
 
 def drill(checkout: Drilled, count: int, seed: int, points: list[str]) -> dict[str, Any]:
-    """`count` kills and the fail-points `points`, in a checkout whose servers are up."""
+    """`count` kills and the fail-points `points`, in a fresh checkout."""
     rng = random.Random(seed)
-    reference = untouched(checkout, f"drill-{seed}-untouched")
+    reference = untouched(checkout)
     print("untouched chain: " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in reference.segments), flush=True)
     kills: list[Kill] = []
     chains: list[dict[str, Any]] = []
@@ -203,11 +203,11 @@ def drill(checkout: Drilled, count: int, seed: int, points: list[str]) -> dict[s
     while plan:
         wanted = plan[:rng.randint(*KILLS_A_CHAIN)]
         # a training that the plan asks for late may be over by then: those come first
-        done, told = chain_of_kills(checkout, reference, rng, f"drill-{seed}-{len(chains) + 1}", sorted(wanted, reverse=True) if rng.random() < 0.5 else wanted, len(kills))
+        done, told = chain_of_kills(checkout, reference, rng, sorted(wanted, reverse=True) if rng.random() < 0.5 else wanted, len(kills))
         kills, chains = kills + done, [*chains, told]
         for kill in done:
             plan.remove(kill.between_checkpoints)
-    passed, more = places.each_once(checkout, reference, points, f"drill-{seed}-places")
+    passed, more = places.each_once(checkout, reference, points)
     chains += more
     return told_of(kills, chains, passed, points)
 
@@ -226,13 +226,11 @@ def told_of(kills: list[Kill], chains: list[dict[str, Any]], passed: list[str], 
             "met": counts["finished_at_first_try"] == len(chains) and not any(bad.values())}
 
 
-def measure(count: int, seed: int, source: Path | None = None) -> dict[str, Any]:
-    """The figure. Below the full count as many fail-points as kills are tried. `source`: a checkout to take instead of a clone of HEAD."""
+def measure(count: int, seed: int) -> dict[str, Any]:
+    """The figure, in a clone of HEAD. Below the full count as many fail-points as kills are tried."""
     points = places.ALL if count >= COUNT else places.ALL[:count]
     scratch = Path(tempfile.mkdtemp(prefix="lmworks-drill-"))
-    checkout = Drilled(source or workspace.clone(scratch / "checkout"), scratch / "notes")
-    checkout.lmworks("use", "smoke")
-    checkout.lmworks("up")
+    checkout = Drilled(workspace.clone(scratch / "checkout"), scratch / "notes")
     try:
         found = drill(checkout, count, seed, points)
     finally:

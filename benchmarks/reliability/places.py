@@ -33,7 +33,7 @@ def point(name: str) -> str:
     return f"{name}{'@' if where else ''}{where}={'nan' if name == NOT_FINITE else 'kill9'}"
 
 
-def each_once(checkout: Drilled, reference: Reference, names: list[str], name: str) -> tuple[list[str], list[dict[str, Any]]]:
+def each_once(checkout: Drilled, reference: Reference, names: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
     """(the places that were passed, what each chain left). A chain is killed at several of them, then ends by itself."""
     from benchmarks.reliability import kills
 
@@ -42,7 +42,7 @@ def each_once(checkout: Drilled, reference: Reference, names: list[str], name: s
     waiting = list(names)
     while waiting:
         group, waiting = waiting[:PLACES_A_CHAIN], waiting[PLACES_A_CHAIN:]
-        checkout.reset(f"{name}-{len(chains) + 1}")
+        checkout.reset()
         for place in (one for one in group if one != MENDED):
             passed += [place] if _dies_at(checkout, place) else []
         if MENDED in group:

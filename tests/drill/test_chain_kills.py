@@ -15,12 +15,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 def test_C1_C2_C6_C7_C9_C15_killed_in_five_ways_the_chain_ends_as_if_nobody_had_touched_it(tmp_path: Path):
     checkout = Drilled(copy_checkout(tmp_path / "checkout").root, tmp_path / "scratch")
-    checkout.lmworks("use", "smoke")
-    checkout.lmworks("up")
     try:
-        reference = kills.untouched(checkout, "untouched")
+        reference = kills.untouched(checkout)
         assert all(reference.last_checkpoint(stage) >= 3 * reference.intervals[stage] for stage in reference.steps), "three checkpoints a training"
-        checkout.reset("killed")
+        checkout.reset()
         done = [kills.killed(checkout, reference, moment, kind, number, moment.step is not None) for number, (kind, moment) in enumerate([
             ("group", kills.Moment("clean", None, 0.5)), ("top", kills.Moment("pretrain", 70, 0.0)),
             ("everything", kills.Moment("finetune", 35, 0.0)), ("stage", kills.Moment("evaluate", None, 0.5))], 1)]

@@ -38,7 +38,7 @@ stages:
 
 # a stage as components/chain.py runs one: dies with its parent, holds the stage lock, writes its outcome
 FAKE_STAGE = '''
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 from components import files
 from components.chain import die_with_parent
 from components.errors import UserError
@@ -59,8 +59,14 @@ try:
             say(f"{name} {n}/5 loss 3.21")
         say(f"{name} says 你好")
         if "sleep" in wish:
+            if "stubborn" in wish:  # as one that writes a large checkpoint when it is asked to stop
+                signal.signal(signal.SIGTERM, lambda *_: pathlib.Path("asked").write_text(""))
             pathlib.Path("asleep").write_text("")
             time.sleep(60)
+        if "wait" in wish:
+            pathlib.Path("asleep").write_text("")
+            while not pathlib.Path("go").exists():
+                time.sleep(0.05)
         if "fail" in wish:
             say("the line before the end")
             raise UserError("row 7 of first.txt has no text; mend it")

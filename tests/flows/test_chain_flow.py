@@ -146,16 +146,76 @@ def test_G1_two_runs_at_once_and_ctrl_c(checkout: Any):
     assert not list(checkout.layout.unclean.glob("run-*.json")), "a clean stop leaves no marker"
 
 
-def test_C8_sigterm_ends_the_stage_and_the_flow_run(checkout: Any):
-    checkout.wish("second", "sleep again")
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 130)])
+def test_C8_sigterm_and_a_closed_terminal_end_the_stage_and_the_flow_run(checkout: Any, number: int, exit_code: int):
+    checkout.wish("second", f"sleep again {number}")
+    (checkout.root / "asleep").unlink(missing_ok=True)
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup a child would ignore SIGHUP, too
+    running = checkout.start()
+    signal.signal(number, before)
+    checkout.wait_for((checkout.root / "asleep").exists, "the stage works")
+    running.send_signal(number)
+    out, err = running.communicate(timeout=30)
+    assert running.returncode == exit_code and err == ""
+    assert json.loads(out)["verdict"] == "Stopped"
+    assert files.read_json(checkout.layout.outcomes / "second.json")["message"] == "stopped by a signal", "the stage could end by itself"
+    assert checkout.processes_in() == []
+    assert checkout.last_flow_run()["state_type"] in ("CRASHED", "CANCELLED")
+
+
+def test_C8_a_second_ctrl_c_ends_a_stage_that_takes_its_time(checkout: Any):
+    """A stage may take 20 s to save its work; who presses Ctrl-C again does not wait for it."""
+    checkout.wish("second", "sleep stubborn")
     (checkout.root / "asleep").unlink(missing_ok=True)
     running = checkout.start()
     checkout.wait_for((checkout.root / "asleep").exists, "the stage works")
-    running.terminate()
-    _, err = running.communicate(timeout=30)
-    assert running.returncode == 130 and err == ""
+    running.send_signal(signal.SIGINT)
+    checkout.wait_for((checkout.root / "asked").exists, "the stage was asked to stop, and goes on")
+    assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=15)
+    assert running.returncode == 130 and err == "" and json.loads(out)["verdict"] == "Stopped"
     assert checkout.processes_in() == []
     assert checkout.last_flow_run()["state_type"] in ("CRASHED", "CANCELLED")
+
+
+def test_C17_an_error_in_a_hook_stands_behind_the_one_that_ended_the_run(checkout: Any, monkeypatch: pytest.MonkeyPatch):
+    checkout.wish("first", "fail once more")
+    monkeypatch.setenv("FAILPOINTS", "flow.hook=raise")
+    code, told, err = checkout.run()
+    assert code == 2 and told["verdict"] == "Failed" and told["message"] == "row 7 of first.txt has no text; mend it"
+    assert err.splitlines() == ["fail-point flow.hook: raise"], "no traceback of the hook on the terminal"
+    run = checkout.last_flow_run()
+    assert run["state_type"] == "FAILED" and run["state"]["message"].startswith("first: row 7 of first.txt has no text; mend it")
+    checkout.wait_for(lambda: any("raised by a fail-point" in line for line in checkout.logs(run)), "the hook's own error is in the log")
+    said = checkout.logs(run)
+    assert [n for n, line in enumerate(said) if "row 7 of first.txt" in line][0] < [n for n, line in enumerate(said) if "raised by a fail-point" in line][0]
+    checkout.wish("first", "1")
+
+
+def test_C15_a_run_that_was_killed_before_it_knew_its_flow_run_is_closed_too(checkout: Any):
+    api = checkout.api()
+    flow = next(one for one in api.send("/flows/filter", {"limit": 50}) if one["name"] == "lmworks-chain")
+    lost = api.send("/flow_runs/", {"flow_id": flow["id"], "name": "lost", "state": {"type": "RUNNING"}})["id"]
+    dead = files.sha256_bytes(b"another boot")[:8]
+    files.write_sealed(checkout.layout.unclean / "run-2.json", {"pid": 2, "started": f"{dead}-1"})
+    done = reconciler.reconcile(checkout.layout)
+    assert [line for line in done if "'lost'" in line] == ["Prefect: flow run 'lost' was left Running; it is Crashed now"]
+    assert api.get(f"/flow_runs/{lost}")["state_type"] == "CRASHED" and not list(checkout.layout.unclean.glob("run-*.json"))
+
+
+@pytest.mark.slow
+def test_C9_what_a_killed_mlflow_server_leaves_behind_is_ended_by_the_next_start(checkout: Any):
+    """Its own process waits for one below it, which would go on with the port and the database."""
+    server = psutil.Process(services.read(checkout.layout)["mlflow"]["pid"])
+    below = server.children(recursive=True)
+    assert below, "otherwise there is nothing to test"
+    server.kill()
+    server.wait(10)
+    assert any(process.is_running() for process in below)
+    services.ensure(checkout.layout)
+    assert not [process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert services.read(checkout.layout)["mlflow"]["pid"] != server.pid
 
 
 def test_C9_C15_kill_9_leaves_no_process_and_the_next_start_closes_the_runs(checkout: Any):
