@@ -48,10 +48,22 @@ def _gpu(wanted: str) -> dict[str, Any]:
                     "set training.device: cpu in params.yaml, or install a CUDA build: make setup TORCH=cuda")
 
 
+def _small_files(layout: Layout) -> list[dict[str, Any]]:
+    """The part of `lmworks verify` that takes a moment, and what would let damage in."""
+    from components.operations import healing, verification
+
+    wrong = [_finding(problem.kind, False, f"{problem.where}: {problem.wrong}", problem.todo) for problem in verification.small(layout)
+             if problem.damaged and problem.where != layout.params.name]  # which has a row of its own
+    rows = wrong or [_finding("settings and records", True, "as written (lmworks verify hashes everything)")]
+    rows += [_finding(f"DVC remote {name}", False, "what it sends is not hashed", f".venv/bin/dvc remote modify {name} verify true")
+             for name in healing.unverified_remotes(layout)]
+    return rows
+
+
 def findings(layout: Layout) -> list[dict[str, Any]]:
     """One row a check: {check, ok, found, advice}."""
     from components import config as settings
-    from components.operations import status
+    from components.operations import half_restored, migrations, processes, status
 
     rows = [_finding("Python", (3, 11) <= sys.version_info[:2] < (3, 14), sys.version.split()[0], "install Python 3.11 to 3.13, then make setup"),
             _finding("interpreter", Path(sys.prefix).resolve() == layout.venv.resolve(), sys.prefix, f"run {layout.venv / 'bin' / 'lmworks'}"),
@@ -62,11 +74,17 @@ def findings(layout: Layout) -> list[dict[str, Any]]:
         rows.append(_finding("params.yaml", True, "complete and valid"))
     except UserError as error:
         rows.append(_finding("params.yaml", False, str(error), "mend it, or: lmworks use tiny"))
+    rows += _small_files(layout)
     free_gb = shutil.disk_usage(layout.root).free / 1e9
     rows.append(_finding("disk", free_gb >= MIN_FREE_GB, f"{free_gb:.0f} GB free", f"free {MIN_FREE_GB} GB; `lmworks clean --dry-run` says what takes it"))
     blocked = [str(f.relative_to(layout.root)) for f in (layout.root / "data", layout.work_root, layout.mlruns, layout.state, layout.root / ".dvc") if not _writable(f)]
     rows.append(_finding("writable folders", not blocked, "all" if not blocked else f"not writable: {', '.join(blocked)}", "chown them to yourself"))
     rows.append(_finding("embedded corpus", layout.packages.exists(), str(layout.packages) if layout.packages.exists() else "missing", "make setup"))
+    half = half_restored.told(layout)
+    rows.append(_finding("restore", half is None, "none was cut short" if half is None else half, "lmworks restore PATH, the same as before"))
+    for service in processes.SERVERS:
+        wrong = migrations.wrong_with(layout, service)
+        rows.append(_finding(f"database of {service.name}", wrong is None, wrong or "whole, or not there yet", "lmworks restore PATH --databases"))
     for name, service in status.state(layout).items():
         where = service.get("url") or f"pid {service.get('pid', '?')}"
         down = service["state"] == "down"

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from commands import display, summary
-from components import chain, files
+from components import chain, files, storage
 from components import config as settings
 from components.errors import Busy, UserError
 from components.layout import Layout
-from components.operations import last_run
+from components.operations import half_restored, last_run, lock_file
 
+SUMMARY = "summary.json"
 SMALL = ("tokenizer", "evaluation")  # published folders that even an unchanged rerun hashes again
 
 
@@ -32,9 +33,40 @@ def unchanged(config: settings.Config, layout: Layout) -> bool:
         return False
     for name in SMALL:
         files.verify_manifest(layout.out(name))
+    for stage in chain.STAGES:  # what is shown of each
+        files.read_published(layout.out(stage.outs[0]), SUMMARY)
+    if lock_file.wrong(layout, chain.BY_NAME):
+        return False
+    verify_touched(layout)
     from components.release.release import receipt_current
 
     return receipt_current(config, layout)
+
+
+def verify_touched(layout: Layout) -> None:
+    """Hash the outputs that somebody touched since the last release, whatever their time stamps say: DVC looks at size, inode and time of
+    change alone, and those can be put back. Raises Damaged."""
+    released_ns = layout.receipt.stat().st_mtime_ns
+    touched = [folder for stage in chain.STAGES for folder in map(layout.out, stage.outs)
+               if any(path.lstat().st_ctime_ns > released_ns for path in (folder, *folder.rglob("*")))]
+    for folder in touched:
+        files.verify_manifest(folder)
+    if touched:
+        os.utime(layout.receipt)  # what was found whole is not hashed again the next time
+
+
+def check_devices(config: settings.Config) -> None:
+    """Raises UserError for a GPU that is asked for and not there: now, and not after the stages that need none."""
+    wanted = {f"{section}.device": part.device for section, part in (("training", config.training), ("evaluation", config.evaluation))}
+    if "cuda" not in wanted.values():
+        return
+    import torch  # takes a second: only where a GPU is asked for
+
+    if not torch.cuda.is_available():
+        built = "this torch is built for CPU only" if torch.version.cuda is None else "torch finds no GPU"
+        names = [name for name, device in wanted.items() if device == "cuda"]
+        raise UserError(f"{' and '.join(names)}: 'cuda' is asked for, but {built}. Run: lmworks use {config.preset} "
+                        f"{' '.join(f'--set {name}=cpu' for name in names)}, or install the CUDA build: make setup TORCH=cuda")
 
 
 def dry_run(layout: Layout, as_json: bool) -> None:
@@ -68,10 +100,13 @@ def run(
     """
     began_s = time.monotonic()
     layout = Layout()
+    half_restored.refuse(layout)
+    storage.check_open_files()
     chain.check_interpreter()
     config = settings.load(layout.params)
     chain.selection(list(chain.BY_NAME), from_stage, to_stage)
     chain.check_versions(chain.STAGES, layout)
+    check_devices(config)
     if dry:
         dry_run(layout, as_json)
         return
@@ -107,6 +142,7 @@ def _nothing_to_do(config: settings.Config, layout: Layout) -> bool:
         except Busy:  # a `dvc repro` in another shell: starting servers would not help
             raise
         except UserError:
+            lock_file.read(layout)  # where it is damaged: said now, not by every stage
             return False
 
 

@@ -29,7 +29,7 @@ def nothing_changed(layout: Layout, began_s: float) -> Any:
     for stage in chain.STAGES:
         path = layout.out(stage.outs[0]) / "summary.json"
         stages.append(StageRecord(stage.name, "cached", summary=files.read_json(path) if path.exists() else {}))
-    receipt = files.read_json(layout.receipt)
+    receipt = files.read_sealed(layout.receipt)
     return RunResult("Nothing changed", "code, data, settings and models are those of the last run", 0, stages,
                      release=list(receipt["models"].values()), seconds={"platform": time.monotonic() - began_s})
 

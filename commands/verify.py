@@ -22,7 +22,9 @@ def verify(
 
     [bold]outputs[/bold]: every published folder by its manifest.  [bold]DVC cache[/bold]: what dvc.lock names.  [bold]text packages[/bold]: as installed.
 
-    [bold]sources[/bold]: the files of sources.yaml where they lie.  [bold]receipts and spool[/bold]: readable.  [bold]databases[/bold]: SQLite's own check.
+    [bold]sources[/bold]: the files of sources.yaml where they lie.  [bold]checkpoints[/bold], [bold]receipts and spool[/bold]: by the hashes in them.
+
+    [bold]databases[/bold]: SQLite's own check.
 
     [bold]models[/bold]: every version that an alias names, by the hashes that release wrote; only those asked for, where you name some.
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from components import files
+from components import failpoints, files
 from components.errors import UserError
 from components.mlflow_rest import Gone, Refused, Unreachable, call
 
@@ -27,7 +27,7 @@ NOTE = "mlflow.note.content"  # the description that the page shows
 
 
 def events(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every whole event. A damaged line is a lost point, no more."""
+    """Every whole event. A damaged line (its checksum says so) is a lost point, no more."""
     path = folder / "events.jsonl"
     if path.exists():
         for line in path.read_bytes().split(b"\n")[:-1]:  # after the last newline: cut short by a kill
@@ -36,11 +36,23 @@ def events(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
+    body = files.open_line(line)
     try:
-        event = json.loads(line)
+        event = None if body is None else json.loads(body)
     except ValueError:
         return None
     return event if isinstance(event, dict) else None
+
+
+def line_of(event: dict[str, Any]) -> bytes:
+    """An event as it stands in events.jsonl: a flipped digit must not become a point of the curve."""
+    return files.seal_line(json.dumps(event).encode())
+
+
+def damaged_lines(folder: Path) -> int:
+    """How many whole lines of events.jsonl are not what was written."""
+    path = folder / "events.jsonl"
+    return sum(_event(line) is None for line in path.read_bytes().split(b"\n")[:-1]) if path.exists() else 0
 
 
 def cut_torn_end(folder: Path) -> None:
@@ -53,7 +65,7 @@ def cut_torn_end(folder: Path) -> None:
 def about(folder: Path) -> dict[str, Any] | None:
     """run.json; None if there is none that can be read."""
     try:
-        return files.read_json(folder / "run.json")
+        return files.read_sealed(folder / "run.json")
     except (OSError, UserError):
         return None
 
@@ -62,7 +74,7 @@ def sent(folder: Path) -> dict[str, Any]:
     """{"offset": bytes of events.jsonl that the server has, "run_id", "refused": points}. Sending again is harmless, so a damaged
     file counts as none."""
     try:
-        note = files.read_json(folder / "sent.json")
+        note = files.read_sealed(folder / "sent.json")
         return {"offset": int(note["offset"]), "run_id": note["run_id"], "refused": int(note["refused"])}
     except (OSError, UserError, KeyError, TypeError, ValueError):
         return {"offset": 0, "run_id": None, "refused": 0}
@@ -70,8 +82,8 @@ def sent(folder: Path) -> dict[str, Any]:
 
 # --- sending -------------------------------------------------------------------------------------
 
-def send(folder: Path, url: str) -> None:
-    """Send what is new of one spooled run; remove the folder when a FINISHED run is sent whole.
+def send(folder: Path, url: str, *, keep: bool = False) -> None:
+    """Send what is new of one spooled run; remove the folder when a FINISHED run is sent whole, unless it is to be kept.
 
     Raises Unreachable (nothing is lost: the next call goes on), Busy when another process sends it.
     """
@@ -82,9 +94,10 @@ def send(folder: Path, url: str) -> None:
             except Gone:
                 (folder / "sent.json").unlink()  # from the beginning, in a run of this server
                 _send_new(folder, url)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise Unreachable(f"{url} answers, but not as MLflow does ({type(error).__name__}: {error})") from error
-        if _is_over(folder):
+        if not keep and _is_over(folder):
+            _forget_twins(url, files.read_json(folder / "run.json"), sent(folder)["run_id"])
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -101,11 +114,11 @@ def _is_over(folder: Path) -> bool:
 
 def _send_new(folder: Path, url: str) -> None:
     """Everything that the server does not have yet. Raises Unreachable."""
-    run, note = files.read_json(folder / "run.json"), sent(folder)
+    run, note = files.read_sealed(folder / "run.json"), sent(folder)
     for batch, offset in _batches(folder / "events.jsonl", note["offset"]):
         run_id = note["run_id"] or _ensure_run(url, run)
         note = {"offset": offset, "run_id": run_id, "refused": note["refused"] + _send_batch(url, run_id, batch, note["refused"])}
-        files.write_json(folder / "sent.json", note)
+        files.write_sealed(folder / "sent.json", note)
 
 
 def _batches(path: Path, offset: int) -> Iterator[tuple[list[dict[str, Any]], int]]:
@@ -133,6 +146,7 @@ def _batches(path: Path, offset: int) -> Iterator[tuple[list[dict[str, Any]], in
 
 def _send_batch(url: str, run_id: str, batch: list[dict[str, Any]], refused_before: int) -> int:
     """Points, then tags, then the last state. Returns how many points the server refuses for good."""
+    failpoints.hit("spool.send")
     metrics = [{"key": key, "value": _number(value), "timestamp": event["t"], "step": event.get("step", event.get("sample"))}
                for event in batch for key, value in event.get("metrics", {}).items()]
     changes: dict[str, str | None] = {}  # of several lives in one batch, the last word on each tag counts
@@ -192,11 +206,17 @@ def _number(value: float) -> float | str:
 
 def _experiment_id(url: str, name: str) -> str:
     """The experiment NAME, made if it is new. One that a person deleted is brought back: MLflow lets no other have its name."""
-    found = call(url, "GET", f"experiments/get-by-name?experiment_name={urllib.parse.quote(name)}")
+    by_name = f"experiments/get-by-name?experiment_name={urllib.parse.quote(name)}"
+    found = call(url, "GET", by_name)
     if not found:
         # of this kind, or the page takes it for one of agents and hides the runs
         kind = {"key": "mlflow.experimentKind", "value": "custom_model_development"}
-        return call(url, "POST", "experiments/create", {"name": name, "tags": [kind]})["experiment_id"]
+        try:
+            return call(url, "POST", "experiments/create", {"name": name, "tags": [kind]})["experiment_id"]
+        except Refused:
+            found = call(url, "GET", by_name)  # another process made it in this very moment
+            if not found:
+                raise
     experiment = found["experiment"]
     if experiment.get("lifecycle_stage") == "deleted":
         call(url, "POST", "experiments/restore", {"experiment_id": experiment["experiment_id"]})
@@ -206,9 +226,9 @@ def _experiment_id(url: str, name: str) -> str:
 def _ensure_run(url: str, run: dict[str, Any]) -> str:
     """The MLflow run of this spool: found by its uuid (an earlier life may have made it), or made."""
     experiment = _experiment_id(url, run["experiment"])
-    found = call(url, "POST", "runs/search", {"experiment_ids": [experiment], "filter": f"tags.`lmworks.run_uuid` = '{run['uuid']}'", "max_results": 1})
-    if found and found.get("runs"):
-        run_id = found["runs"][0]["info"]["run_id"]
+    found = _of_uuid(url, experiment, run["uuid"])
+    if found:
+        run_id = found[0]
     else:
         tags = {**run["tags"], "lmworks.run_uuid": run["uuid"], "mlflow.runName": run["name"], "mlflow.source.name": "lmworks", "mlflow.user": _user()}
         made = call(url, "POST", "runs/create", {"experiment_id": experiment, "start_time": run["started_ms"], "run_name": run["name"],
@@ -217,6 +237,19 @@ def _ensure_run(url: str, run: dict[str, Any]) -> str:
     # a found run too: its maker may have died before this call, and the same values again are no error
     call(url, "POST", "runs/log-batch", {"run_id": run_id, "params": [{"key": key, "value": value[:6000]} for key, value in run["params"].items()]})
     return run_id
+
+
+def _of_uuid(url: str, experiment: str, uuid: str) -> list[str]:
+    """The runs of one training. More than one: a server that was slow made the first after it was given up on."""
+    found = call(url, "POST", "runs/search", {"experiment_ids": [experiment], "filter": f"tags.`lmworks.run_uuid` = '{uuid}'", "max_results": 20})
+    return [one["info"]["run_id"] for one in (found or {}).get("runs", [])]
+
+
+def _forget_twins(url: str, run: dict[str, Any], run_id: str) -> None:
+    """The run has all points; one that was made beside it holds none and would be RUNNING for ever."""
+    for twin in _of_uuid(url, _experiment_id(url, run["experiment"]), run["uuid"]):
+        if twin != run_id:
+            call(url, "POST", "runs/delete", {"run_id": twin})
 
 
 def _user() -> str:

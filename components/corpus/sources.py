@@ -16,6 +16,7 @@ from pathlib import Path
 
 from components import files
 from components.config import Config
+from components.corpus import installed
 from components.corpus.origins import (
     GROUPS,
     KINDS_IN_WORDS,
@@ -48,6 +49,7 @@ class Group:
     files: list[tuple[str, Path]] = field(default_factory=list)  # (name, absolute path), sorted by name
     skipped: list[str] = field(default_factory=list)  # names of files that no reader reads
     vouched: dict[str, str] = field(default_factory=dict)  # {name: sha256} that the files were imported with: other bytes are no new version
+    mend: str = "Delete its folder, then import the model again: lmworks import PATH"
 
 
 def update(config: Config, layout: Layout) -> bool:
@@ -117,7 +119,8 @@ def base_group(config: Config, layout: Layout) -> Group:
 def _embedded(config: Config, layout: Layout) -> Group:
     from components.corpus.embedded import embedded_files
 
-    return Group(kind=EMBEDDED, source=EMBEDDED, files=sorted(embedded_files(config, layout)))
+    return Group(kind=EMBEDDED, source=EMBEDDED, files=sorted(embedded_files(config, layout)),
+                 mend="Nobody edits an installed package. Install it again: rm -r data/packages .venv, then make setup")
 
 
 def _user(setting: str, source: str, layout: Layout, *, wanted: str | None) -> Group:
@@ -125,6 +128,8 @@ def _user(setting: str, source: str, layout: Layout, *, wanted: str | None) -> G
     path = locate(source, layout.root)
     try:
         mode = path.stat().st_mode
+    except ValueError as error:  # a NUL in it
+        raise UserError(f"{setting}: {source!a} is no path ({error}). Give the path of a file or folder of text, or 'embedded'") from error
     except OSError as error:
         raise UserError(f"{setting}: {path}: {(error.strerror or str(error)).lower()}. Give the path of a file or folder of text, or 'embedded'") from error
     if stat.S_ISREG(mode):
@@ -191,15 +196,16 @@ class StatCache:
                 raise UserError(f"{file}: {(error.strerror or str(error)).lower()}. Bring the file back, then run again") from error
             self.stats[str(file)] = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
         to_hash = [key for key, now in self.stats.items() if self.known.get(key, ())[:4] != now]
+        self.looks_again = bool(to_hash)
         self.total_bytes, self.done_bytes = sum(self.stats[key][0] for key in to_hash), 0
         self.progress = Progress("hash sources (MB)", self.total_bytes >> 20) if self.total_bytes > WORTH_SAYING_BYTES else None
 
     @staticmethod
     def _read(path: Path) -> dict[str, tuple]:
         try:
-            kept = json.loads(path.read_bytes())
+            kept = files.read_sealed(path)
             return {key: tuple(entry) for key, entry in kept["files"].items()} if kept["format"] == CACHE_FORMAT else {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, UserError, KeyError, TypeError, AttributeError):
             return {}  # a cache: hashing again mends it
 
     def look_up(self, file: Path) -> tuple[int, str]:
@@ -228,7 +234,7 @@ class StatCache:
         if self.progress:
             self.progress.__exit__()
         if self.fresh != self.known:
-            files.write_atomic(self.path, json.dumps({"format": CACHE_FORMAT, "files": self.fresh}, sort_keys=True))
+            files.write_sealed(self.path, {"format": CACHE_FORMAT, "files": self.fresh})
 
 
 def digest_of(kind: str, hashes: list[tuple[str, str]]) -> str:
@@ -249,12 +255,14 @@ def render(groups: dict[str, Group], cache: StatCache, layout: Layout) -> tuple[
     digests = []
     for name in GROUPS:
         group = groups[name]
+        if group.kind == EMBEDDED and cache.looks_again:  # something is hashed again: it must be what pip installed
+            group.vouched = installed.hashes(group.files, layout)
         hashes, rows = [], []
         for file_name, path in group.files:
             size, sha256 = cache.look_up(path)
             if group.vouched.get(file_name, sha256) != sha256:
-                raise Damaged(f"{path} is damaged: sha256 {sha256[:16]}… found, {group.vouched[file_name][:16]}… imported. Delete its folder, then "
-                              "import the model again: lmworks import PATH")
+                verb = "installed" if group.kind == EMBEDDED else "imported"
+                raise Damaged(f"{path} is damaged: sha256 {sha256[:16]}… found, {group.vouched[file_name][:16]}… {verb}. {group.mend}")
             hashes.append((file_name, sha256))
             rows.append(f"  - {{name: {quoted(file_name)}, path: {quoted(spell(path, layout.root))}, bytes: {size}, sha256: \"{sha256}\"}}")
         digests.append(digest_of(group.kind, hashes))

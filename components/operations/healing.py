@@ -17,16 +17,14 @@ from typing import Any
 from components import files
 from components.errors import Damaged, UserError
 from components.layout import Layout
+from components.operations import lock_file
 
 CHUNK_BYTES = 2**20
 
 
 def locked_outs(layout: Layout, stage: str) -> list[dict[str, Any]]:
-    """The outs of a stage as dvc.lock has them: [{"path", "md5", …}]; [] if it never ran."""
-    if not layout.dvc_lock.exists():
-        return []
-    stages = (files.load_yaml(layout.dvc_lock) or {}).get("stages") or {}
-    return (stages.get(stage) or {}).get("outs") or []
+    """The outs of a stage as dvc.lock has them: [{"path", "md5", …}]; [] if it never ran. Raises Damaged (dvc.lock itself)."""
+    return lock_file.read(layout).get(stage, {}).get("outs") or []
 
 
 def damage(layout: Layout, stage: str) -> list[str]:
@@ -91,7 +89,7 @@ def copy_from_cache(layout: Layout, out: dict[str, Any]) -> Path | None:
     shutil.rmtree(partial, ignore_errors=True)
     whole = True
     try:
-        for entry in json.loads(listing.read_bytes()):
+        for entry in json.loads(listing.read_bytes()):  # its bytes are those that DVC wrote: their hash is its name
             target, found = partial / entry["relpath"], objects / entry["md5"][:2] / entry["md5"][2:]
             target.parent.mkdir(parents=True, exist_ok=True)
             if md5_of(found, target) != entry["md5"]:
@@ -123,9 +121,19 @@ def md5_of(path: Path, target: Path | None = None) -> str | None:
     return digest.hexdigest()
 
 
+def _dvc_config(layout: Layout) -> configparser.ConfigParser:
+    config = configparser.ConfigParser(interpolation=None)
+    config.read([layout.root / ".dvc" / name for name in ("config", "config.local")])
+    return config
+
+
 def objects_folder(layout: Layout) -> Path:
     """Where DVC keeps its objects: the setting cache.dir, else .dvc/cache."""
-    config = configparser.ConfigParser(interpolation=None)
-    dvc = layout.root / ".dvc"
-    config.read([dvc / "config", dvc / "config.local"])
-    return dvc / config.get("cache", "dir", fallback="cache") / "files" / "md5"
+    return layout.root / ".dvc" / _dvc_config(layout).get("cache", "dir", fallback="cache") / "files" / "md5"
+
+
+def unverified_remotes(layout: Layout) -> list[str]:
+    """Remotes of DVC whose objects are not hashed when they come: bit rot there would be pulled, and only the next run would see it."""
+    config = _dvc_config(layout)
+    named = {section: section.strip("'").removeprefix('remote "').removesuffix('"') for section in config.sections() if section.startswith("'remote ")}
+    return [name for section, name in named.items() if not config.getboolean(section, "verify", fallback=False)]

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from components import files
 from components.chain import REMEDIES
-from components.errors import Busy, UserError
+from components.errors import Busy, Damaged, UserError
 from components.layout import Layout
-from components.operations import environment
+from components.operations import dvc_locks, environment, lock_copy, lock_file
+from components.reporting import say
 
 NEVER_RUN = "it never ran"
+NOT_HASHED = ["size", "nfiles"]  # in the name of a run cache entry
 OUTPUT = "its output"  # how a reason begins that lies in what the stage made, not in what it depends on
+
+
+class _MemoryDamaged(Exception):
+    """What DVC remembers of hashes (.dvc/site) cannot be read."""
 
 
 def names(layout: Layout) -> list[str]:
@@ -32,20 +41,45 @@ def _repo(layout: Layout) -> Iterator[Any]:
     from dvc.lock import LockError
     from dvc.repo import Repo, lock_repo
     from dvc.rwlock import RWLockFileCorruptedError
+    from dvc_data.hashfile.cache import DiskError
 
     # after the import, which sets it; at ERROR a terminal gets a progress bar for each file that is looked at
     logging.getLogger("dvc").setLevel(logging.CRITICAL)
     try:
         # DVC names files relative to the current folder; people should read the same from anywhere
         with contextlib.chdir(layout.root), Repo(str(layout.root), _wait_for_lock=True) as repo, lock_repo(repo):
+            dvc_locks.mend(layout)
+            if lock_copy.mend(layout):
+                say("dvc.lock was cut short (a full disk, or a kill while DVC wrote it): the copy of before is back in its place")
+            lock_copy.keep(layout)
             yield repo
     except (LockError, RWLockFileCorruptedError) as error:
         raise Busy(f"DVC is busy in this checkout: {_one_line(error)}. Wait for it, then run again") from error
     except DvcException as error:
         if "busy" in str(error):
             raise Busy(f"a stage is running in this checkout: {_one_line(error)}. Wait for it, then run again") from error
-        advice = REMEDIES[layout.sources.name] if layout.sources.name in str(error) else "Mend that, then run again"
-        raise UserError(f"DVC cannot read this checkout: {_one_line(error).removesuffix('.')}. {advice}") from error
+        told = _one_line(error)
+        advice = (REMEDIES[layout.sources.name] if layout.sources.name in told else lock_file.MEND if layout.dvc_lock.name in told
+                  else "Mend that, then run again")
+        raise UserError(f"DVC cannot read this checkout: {told.removesuffix('.')}. {advice}") from error
+    except (sqlite3.DatabaseError, DiskError) as error:
+        if isinstance(error, sqlite3.OperationalError) and not any(words in str(error) for words in ("no such", "malformed", "file format")):
+            raise UserError(f"DVC cannot read or write {layout.root / '.dvc' / 'site'}: {_one_line(error)}. Mend that, then run again") from error
+        raise _MemoryDamaged(_one_line(error)) from error
+    except (KeyError, ValueError, TypeError, AttributeError) as error:  # DVC's own readers, of a value that it never writes
+        raise Damaged(f"DVC cannot read what stands in {layout.dvc_lock.name} ({type(error).__name__}: {_one_line(error)[:200]}). {lock_file.MEND}") from error
+
+
+def _ask(layout: Layout, question: Callable[[Any], Any]) -> Any:
+    """The answer of an open repository. What DVC only remembers may go: it hashes again."""
+    try:
+        with _repo(layout) as repo:
+            return question(repo)
+    except _MemoryDamaged as error:
+        say(f"DVC's memory of hashes in .dvc/site is damaged ({error}); it is made anew")
+        shutil.rmtree(layout.root / ".dvc" / "site")
+        with _repo(layout) as repo:
+            return question(repo)
 
 
 def _one_line(error: BaseException) -> str:
@@ -55,8 +89,7 @@ def _one_line(error: BaseException) -> str:
 
 def why(layout: Layout, name: str) -> list[str]:
     """Reasons to run one stage, none if it is fresh. Local: ask each stage just before it runs."""
-    with _repo(layout) as repo:
-        return _why(repo.stage.load_one("dvc.yaml", name))
+    return _ask(layout, lambda repo: _why(repo.stage.load_one("dvc.yaml", name)))
 
 
 def outputs_alone(reasons: list[str]) -> bool:
@@ -69,16 +102,19 @@ def stale(layout: Layout) -> dict[str, list[str]]:
 
     A stage that is fresh by itself but follows a stale one is named too: it runs if its input changes.
     """
+    return _ask(layout, lambda repo: _stale(repo, names(layout)))
+
+
+def _stale(repo: Any, wanted: list[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     outs: dict[str, str] = {}  # path -> the stale stage that makes it
-    with _repo(layout) as repo:
-        for name in names(layout):
-            stage = repo.stage.load_one("dvc.yaml", name)
-            reasons = _why(stage) or [f"its input {dep.def_path} comes from {outs[dep.def_path]}, which runs first"
-                                      for dep in stage.deps if dep.def_path in outs]
-            if reasons:
-                found[name] = reasons
-                outs |= {out.def_path: name for out in stage.outs}
+    for name in wanted:
+        stage = repo.stage.load_one("dvc.yaml", name)
+        reasons = _why(stage) or [f"its input {dep.def_path} comes from {outs[dep.def_path]}, which runs first"
+                                  for dep in stage.deps if dep.def_path in outs]
+        if reasons:
+            found[name] = reasons
+            outs |= {out.def_path: name for out in stage.outs}
     return found
 
 
@@ -126,3 +162,27 @@ def _thing(path: str, kind: str) -> str:
 
 def _verb(change: str) -> str:
     return {"modified": "changed", "deleted": "is missing", "new": "is new", "not in cache": "is not in the cache"}.get(change, change)
+
+
+# --- the run cache -------------------------------------------------------------------------------
+
+def is_whole_run(run: Path) -> bool:
+    """Whether an entry of the run cache is what DVC wrote: its name is its hash."""
+    from dvc.exceptions import DvcException
+    from dvc.utils import dict_sha256
+    from dvc.utils.serialize import load_yaml
+
+    try:
+        return dict_sha256(load_yaml(str(run)), exclude=NOT_HASHED) == run.name
+    except (DvcException, TypeError, ValueError, AttributeError):
+        return False
+
+
+def drop_damaged_runs(cache: Path) -> list[str]:
+    """Remove the entries of the run cache that are not what was written, so that their stages run. Returns their names."""
+    dropped = [run for run in lock_file.runs(cache) if not is_whole_run(run)]
+    for run in dropped:
+        run.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others are in it; DVC trips over a folder without any
+            run.parent.rmdir()
+    return [run.name for run in dropped]

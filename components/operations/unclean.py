@@ -15,17 +15,16 @@ from components.operations import liveness
 def mark(layout: Layout, kind: str = "run", **facts: Any) -> Path:
     """Write KIND-PID.json for this process; the caller removes it at a clean end."""
     path = layout.unclean / f"{kind}-{os.getpid()}.json"
-    files.write_json(path, {**liveness.entry(os.getpid()), **facts})
+    files.write_sealed(path, {**liveness.entry(os.getpid()), **facts})
     return path
 
 
 def read(path: Path) -> dict[str, Any]:
     """The marker, or {} for one that was cut short."""
     try:
-        marker = files.read_json(path)
+        return files.read_sealed(path)
     except (OSError, UserError):
         return {}
-    return marker if isinstance(marker, dict) else {}
 
 
 def alive(path: Path) -> bool:

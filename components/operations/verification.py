@@ -1,8 +1,8 @@
 """Is every byte that lmworks keeps the byte that was written? What is wrong, where, and what to do. Nothing is changed.
 
 What to look at is listed first, with its size, and then looked at. Each kind is held against what vouches for it: a published folder
-against its manifest and dvc.lock, DVC's objects against their names, text packages against their RECORD, sources against sources.yaml,
-models against the tags that release wrote. In a database SQLite's own check sees broken structure, not each changed letter.
+against its manifest and dvc.lock, DVC's objects and runs against their names, text packages against their RECORD, sources against
+sources.yaml, checkpoints against their manifests, receipts and points against the hash in them, models against the tags that release wrote. In a database SQLite's own check sees broken structure, not each changed letter.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components import chain, files
+from components import chain, files, spool
 from components import config as settings
 from components.corpus import origins
 from components.errors import Damaged, UserError
 from components.layout import Layout
-from components.operations import databases, healing, services, stored_models
+from components.operations import databases, healing, lock_file, services, staleness, stored_models
 from components.operations.findings import RESTORE, Check, Problem, said, size_of
 from components.operations.processes import MLFLOW, PREFECT
 from components.reporting import Progress
 
 WORTH_SAYING_BYTES = 64 * 2**20
+MEND = {"dvc.lock": "rm dvc.lock: lmworks run writes it anew and runs only what DVC's cache does not hold",
+        "dvc.yaml": "python -m components.chain --generate", "sources.yaml": "lmworks run, which writes it anew"}
 RUN = "lmworks run mends it: from DVC's cache where that is whole, else by running the stage again"
 
 
@@ -50,8 +52,13 @@ def verify(layout: Layout, models: list[str]) -> Verified:
     if models:
         return _look(list(stored_models.checks(layout, models)))
     with files.lock(layout.run_lock, what="lmworks run"), files.lock(layout.stage_lock, what="a stage"):
-        return _look([check for part in (_settings, _published, _cache, _packages, _sources, _records, _databases) for check in part(layout)]
+        return _look([check for part in (_settings, _published, _cache, _packages, _sources, _checkpoints, _records, _databases) for check in part(layout)]
                      + list(stored_models.checks(layout, [])))
+
+
+def small(layout: Layout) -> list[Problem]:
+    """What is wrong with settings, receipts and spool: the part of it all that takes a moment."""
+    return _look([check for part in (_settings, _records) for check in part(layout)]).problems
 
 
 def _look(checks: list[Check]) -> Verified:
@@ -77,17 +84,31 @@ def _look(checks: list[Check]) -> Verified:
 # --- what the chain wrote ------------------------------------------------------------------------
 
 def _settings(layout: Layout) -> Iterator[Check]:
-    readers: dict[Path, Callable[[Path], Any]] = {layout.params: settings.load, layout.dvc_lock: files.load_yaml, layout.sources: files.load_yaml}
+    readers: dict[Path, Callable[[Path], Any]] = {
+        layout.params: settings.load, layout.dvc_lock: lambda _path: _lock_file(layout), layout.sources: files.load_yaml,
+        layout.versions: files.load_yaml, layout.dvc_yaml: lambda _path: _dvc_yaml(layout)}
 
     def look(path: Path) -> Iterator[Problem]:
         try:
             readers[path](path)
         except UserError as error:
-            yield Problem(kind="settings", where=path.name, wrong=said(error, layout), todo=f"git checkout -- {path.name}, where you committed it, or mend it")
+            todo = f"git checkout -- {path.name}, where you committed it, or " + MEND.get(path.name, "mend it")
+            yield Problem(kind="settings", where=path.name, wrong=said(error, layout), todo=todo)
 
     for path in readers:
         if path.exists():
             yield Check(kind="settings", bytes=size_of(path), look=lambda path=path: look(path))
+
+
+def _lock_file(layout: Layout) -> None:
+    """Raises Damaged where dvc.lock cannot be read, or states another size of an output than it has."""
+    if found := lock_file.wrong(layout, chain.BY_NAME, parts=("outs",)):
+        raise Damaged(found)
+
+
+def _dvc_yaml(layout: Layout) -> None:
+    if layout.dvc_yaml.read_text(errors="replace") != chain.render_dvc_yaml(layout.root):
+        raise Damaged(f"{layout.dvc_yaml.name} is not what the stage table and the imports of the stages give")
 
 
 def _locked(layout: Layout) -> list[dict[str, Any]]:
@@ -141,6 +162,14 @@ def _cache(layout: Layout) -> Iterator[Check]:
                 seen.add(md5)
                 yield Check(kind="DVC cache", bytes=size_of(path),
                             look=lambda path=path, md5=md5, out=out["path"], name=name: _object(layout, path, md5, out, name))
+    for run in lock_file.runs(healing.objects_folder(layout).parent.parent):
+        yield Check(kind="run cache", bytes=size_of(run), look=lambda run=run: _run(layout, run))
+
+
+def _run(layout: Layout, run: Path) -> Iterator[Problem]:
+    if not staleness.is_whole_run(run):
+        where = run.relative_to(layout.root).as_posix() if run.is_relative_to(layout.root) else str(run)
+        yield Problem(kind="run cache", where=where, wrong="is not what its name, its hash, says", todo=f"rm -r {shlex.quote(str(Path(where).parent))}: its stage runs where DVC would have used it")
 
 
 def _object(layout: Layout, path: Path, md5: str, out: str, name: str | None) -> Iterator[Problem]:
@@ -151,7 +180,8 @@ def _object(layout: Layout, path: Path, md5: str, out: str, name: str | None) ->
         again = (f"cp {shlex.quote(f'{out}/{name}')} {shlex.quote(where)}" if name
                  else ".venv/bin/dvc commit -f (only while lmworks run --dry-run calls everything up to date: it takes all as it stands)")
         yield Problem(kind="DVC cache", where=f"{where} (of {out})", wrong=f"md5 {found} found, {md5.removesuffix('.dir')} in dvc.lock" if found else "is not there; dvc.lock needs it",
-                      todo=f"where {out} is whole: rm -f {shlex.quote(where)}, then {again}; else lmworks run makes both anew")
+                      todo=f"where {out} is whole: rm -f {shlex.quote(where)}, then {again}; else .venv/bin/dvc fetch, where a remote holds it, or lmworks run, "
+                           "which makes both anew")
 
 
 # --- what came from outside ----------------------------------------------------------------------
@@ -196,10 +226,25 @@ def _source(layout: Layout, name: str, entry: dict[str, Any], path: Path) -> Ite
 
 # --- what this machine keeps ---------------------------------------------------------------------
 
+def _checkpoints(layout: Layout) -> Iterator[Check]:
+    """Of trainings that have not ended."""
+    for folder in sorted(layout.work_root.glob("*/*/checkpoints/step-*")):
+        yield Check(kind="checkpoints", bytes=size_of(folder), look=lambda folder=folder: _checkpoint(layout, folder))
+
+
+def _checkpoint(layout: Layout, folder: Path) -> Iterator[Problem]:
+    try:
+        files.verify_manifest(folder)
+    except Damaged as error:
+        yield Problem(kind="checkpoints", where=folder.relative_to(layout.root).as_posix(), wrong=said(error, layout),
+                      todo="nothing: lmworks run goes on from the checkpoint before it (without one, from step 0) and removes this one")
+
+
 def _records(layout: Layout) -> Iterator[Check]:
     """Receipts, outcomes and spooled runs: readable, as their readers want them."""
     kept = [path for folder in (layout.state, layout.outcomes, layout.unclean) for path in sorted(folder.glob("*.json"))]
-    for path in [*kept, *sorted(layout.spool.glob("*/*.json"))]:
+    cache = [layout.stat_cache] if layout.stat_cache.exists() else []
+    for path in [*kept, *cache, *sorted(layout.spool.glob("*/*.json"))]:
         yield Check(kind="receipts and spool", bytes=size_of(path), look=lambda path=path: _json(layout, path))
     for path in sorted(layout.spool.glob("*/events.jsonl")):
         yield Check(kind="receipts and spool", bytes=size_of(path), look=lambda path=path: _events(layout, path))
@@ -208,23 +253,17 @@ def _records(layout: Layout) -> Iterator[Check]:
 def _json(layout: Layout, path: Path) -> Iterator[Problem]:
     where = path.relative_to(layout.root).as_posix()
     todo = ("the training goes on, its run in MLflow lacks these points: delete the folder" if path.name == "run.json"
-            else "lmworks run writes it anew" if path == layout.receipt else "delete it: what needs it writes it anew")
+            else "lmworks run writes it anew" if path in (layout.receipt, layout.stat_cache)
+            else "lmworks up asks the servers that run and writes it anew" if path == layout.services else "delete it: what needs it writes it anew")
     try:
-        if not isinstance(files.read_json(path), dict):
-            yield Problem(kind="receipts and spool", where=where, wrong="holds something else than was written", todo=todo)
+        files.read_sealed(path)
     except Damaged as error:
         yield Problem(kind="receipts and spool", where=where, wrong=said(error, layout), todo=todo)
 
 
 def _events(layout: Layout, path: Path) -> Iterator[Problem]:
-    bad = 0
-    for line in path.read_bytes().split(b"\n")[:-1]:  # what a kill left of a last line is no damage
-        try:
-            bad += not isinstance(json.loads(line), dict)
-        except ValueError:
-            bad += 1
-    if bad:
-        yield Problem(kind="receipts and spool", where=path.relative_to(layout.root).as_posix(), wrong=f"{bad} line{'s' if bad > 1 else ''} cannot be read",
+    if bad := spool.damaged_lines(path.parent):  # what a kill left of a last line is no damage
+        yield Problem(kind="receipts and spool", where=path.relative_to(layout.root).as_posix(), wrong=f"{bad} line{'s are' if bad > 1 else ' is'} not what was written",
                       todo="nothing: those points are lost, the others are sent by lmworks run")
 
 

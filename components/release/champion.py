@@ -38,21 +38,29 @@ def items_of(client: Any, run_id: str, subject: Subject, champion: Any, config: 
     from mlflow.exceptions import MlflowException
 
     key = test_key(subject, champion.tags.get(registry.WEIGHTS, ""), config, layout)
-    name = f"{key}.parquet"
     work = layout.work_root / "release"
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work, prefix="champion-") as scratch:
-        if any(entry.path == f"{FOLDER}/{name}" for entry in client.list_artifacts(run_id, FOLDER)):
+        for kept in (entry.path for entry in client.list_artifacts(run_id, FOLDER) if entry.path.startswith(f"{FOLDER}/{key}-")):
             try:
-                return pq.read_table(client.download_artifacts(run_id, f"{FOLDER}/{name}", scratch))
+                path = Path(client.download_artifacts(run_id, kept, scratch))
+                if path.name != kept_as(key, path):  # the name vouches for the bytes: the store does not, and Parquet does not either
+                    raise ValueError(path.name)
+                return pq.read_table(path)
             except (MlflowException, OSError, ValueError):
                 say(f"{subject.name}: the kept judgement of champion version {champion.version} cannot be read; judging again")
         say(f"{subject.name}: judging champion version {champion.version} on the new test items …")
         with registry.fetched(champion, layout) as folder:
             table = judge(folder / "artifacts" / "model", subject, config, layout)
-        pq.write_table(table, Path(scratch) / name, compression="zstd")
-        client.log_artifact(run_id, str(Path(scratch) / name), FOLDER)
+        judged = Path(scratch) / "judged.parquet"
+        pq.write_table(table, judged, compression="zstd")
+        client.log_artifact(run_id, str(judged.rename(judged.with_name(kept_as(key, judged)))), FOLDER)
         return table
+
+
+def kept_as(key: str, judged: Path) -> str:
+    """The name of a kept judgement: what it depends on, and the hash of its bytes."""
+    return f"{key}-{files.sha256_file(judged)[:32]}.parquet"
 
 
 def judge(model_folder: Path, subject: Subject, config: Config, layout: Layout) -> Any:

@@ -74,7 +74,7 @@ def spooled(layout: Layout) -> list[dict[str, Any]]:
     known = []
     for path in layout.spool.glob("*/run.json"):
         try:
-            about = files.read_json(path)
+            about = files.read_sealed(path)
             run = {"name": about["name"], "experiment": about["experiment"], "stage": about["tags"][STAGE], "started_s": about["started_ms"] / 1000,
                    "in_training": liveness.process_of(about["process"]) is not None}
             unsent = (path.parent / "events.jsonl").stat().st_size > spool.sent(path.parent)["offset"]

@@ -27,6 +27,8 @@ PARAMS = {"max_new_tokens": 64, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "s
 MAX_TEMPERATURE = 10.0
 MAX_SEED = 2**63 - 1
 MAX_NEW_TOKENS = 65_536  # where the model itself states no longest sequence
+CODE_KEYS = ("auto_map", "trust_remote_code", "custom_generate")
+VOUCHED = "vouched.json"  # {file: sha256} of a released model, in its root
 USER_TEXT = "\ue000user text\ue001"  # stands for the prompt while the chat template is rendered
 
 
@@ -70,12 +72,44 @@ def verify(folder: Path) -> None:
         raise unusable(f"model refused: {min(found - set(listed))} is not in manifest.json; somebody added it")
 
 
+def verify_around(folder: Path) -> None:
+    """The same for what lies around the model's folder (MLmodel, this file, the requirements), by the list that a release put there;
+    MLflow itself looks at none of it. Raises MlflowException."""
+    root = folder.parents[1]
+    if not (root / VOUCHED).exists():
+        return  # not stored yet: MLflow tries a model before it uploads it
+    try:
+        listed = json.loads((root / VOUCHED).read_bytes())
+        whole = (root / VOUCHED).read_bytes() == listing(listed).encode()
+    except (OSError, ValueError, TypeError):
+        whole = False
+    if not whole:
+        raise unusable(f"model refused: {VOUCHED} is damaged; it lists what was registered")
+    for name, wanted in listed.items():
+        actual = hashlib.sha256((root / name).read_bytes()).hexdigest() if (root / name).is_file() else "no such file"
+        if actual != wanted:
+            raise unusable(f"model refused: {name} is damaged: sha256 {actual} found, {wanted} was registered")
+
+
+def listing(files: dict[str, str]) -> str:
+    """The text of VOUCHED, in the one way that it is written."""
+    return json.dumps(files, indent=1, sort_keys=True) + "\n"
+
+
 def registered_version(folder: Path) -> int | None:
     """The version as which MLflow fetched these files from its registry; None for files that came another way."""
     try:
         return int(yaml.safe_load((folder / "registered_model_meta").read_bytes())["model_version"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
+
+
+def code_key(value: Any) -> str | None:
+    """The first key, at any depth, for which transformers would run code of the folder's own."""
+    if isinstance(value, dict):
+        named = next((key for key in CODE_KEYS if value.get(key)), None)
+        return named or next((found for inner in value.values() if (found := code_key(inner))), None)
+    return next((found for inner in value if (found := code_key(inner))), None) if isinstance(value, list) else None
 
 
 def load(folder: Path, device: str) -> tuple[Any, Any]:
@@ -86,14 +120,16 @@ def load(folder: Path, device: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as bars
 
-    for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).exists() and "auto_map" in json.loads((folder / name).read_bytes()):
-            raise unusable(f"model refused: {name} asks for code of its own (auto_map)")
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        if (folder / name).exists() and (key := code_key(json.loads((folder / name).read_bytes()))):
+            raise unusable(f"model refused: {name} asks for code of its own ({key})")
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # tensors of another shape are named below with the missing ones; transformers itself says only that there are some
+        model, info = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+                                                           output_loading_info=True, ignore_mismatched_sizes=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     finally:
         if shown:
             bars.enable_progress_bar()
@@ -127,6 +163,7 @@ class LanguageModel(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["model"])
         verify(folder)
+        verify_around(folder)
         self.device = str((getattr(context, "model_config", None) or {}).get("device", "cpu"))
         self.model, self.tokenizer = load(folder, self.device)
         serving = json.loads((folder / "serving.json").read_bytes())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from components import files
@@ -189,7 +190,10 @@ def load(folder: Path) -> GPT:
     if shape is None:
         raise UserError(f"{folder / 'config.json'} describes a model that the lean module does not represent exactly; open it with load_any")
     model = {"llama": Llama, "gpt2": GPT2}[shape.architecture](shape)
-    tensors = load_file(folder / "model.safetensors")
+    try:
+        tensors = load_file(folder / "model.safetensors")
+    except SafetensorError as error:
+        raise Damaged(f"{folder / 'model.safetensors'} is damaged or cut short: {error}. Bring the file back from where it came from") from error
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
     except RuntimeError as error:
@@ -237,8 +241,9 @@ class Wrapped(torch.nn.Module):
         logging.set_verbosity_error()  # the report of missing keys is an error below
         try:
             inner, info = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True,
+                ignore_mismatched_sizes=True)  # they are named below, by tensor
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: transformers cannot open this model: {' '.join(str(error).split())[:400]}") from error
         finally:
             logging.set_verbosity(before)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow_stand_in import Server, killed, layout_of, open_run
 
-from components import mlflow_rest, spool, tracking
+from components import files, mlflow_rest, spool, tracking
 from components.layout import Layout
 
 pytestmark = pytest.mark.code
@@ -57,9 +56,9 @@ def test_C15_a_dead_life_is_closed_and_a_resume_opens_the_same_run(tmp_path: Pat
     run._ended.set()
     run._sender.join()
     assert tracking.close_dead(layout) == []  # this very process is alive
-    about = json.loads((run.folder / "run.json").read_text())
+    about = files.read_sealed(run.folder / "run.json")
     about["process"]["started"] = "another boot-1"  # another process had this pid
-    (run.folder / "run.json").write_text(json.dumps(about))
+    files.write_sealed(run.folder / "run.json", about)
     assert tracking.close_dead(layout) == ["pretrain tiny 13.9M zh+en seed 1"]
     tracking.drain(layout)
     assert [r["status"] for r in server.runs.values()] == ["KILLED"]

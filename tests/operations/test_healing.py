@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from components import files
+from components.errors import UserError
 from components.layout import ROOT, Layout
-from components.operations import environment, healing, staleness
+from components.operations import environment, healing, lock_file, staleness
 
 pytestmark = pytest.mark.code
 
@@ -53,10 +55,16 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     return layout
 
 
-def repro(layout: Layout) -> None:
+def dvc(layout: Layout, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     env = environment.child(layout)
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q", "--single-item", "one"], cwd=layout.root, env=env, check=True)
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=layout.root, env=env, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def repro(layout: Layout) -> None:
+    dvc(layout, "repro", "--single-item", "one")
 
 
 def flip(path: Path, *, keep_time: bool = False) -> None:
@@ -117,8 +125,6 @@ def test_damage_that_was_committed_is_not_handed_out_again(layout: Layout):
 
 
 def test_outs_of_a_failed_stage_come_back_and_bad_ones_do_not(layout: Layout):
-    import shutil
-
     flip(cache_object(layout, layout.out("side") / "a.txt"))
     shutil.rmtree(layout.out("one"))
     shutil.rmtree(layout.out("side"))
@@ -134,3 +140,97 @@ def test_a_stage_that_never_ran_has_no_damage(layout: Layout):
 def test_a_cache_elsewhere_is_found(layout: Layout):
     (layout.root / ".dvc" / "config").write_text("[core]\n    analytics = false\n[cache]\n    dir = ../shared 缓存\n")
     assert healing.objects_folder(layout).resolve() == (layout.root / "shared 缓存" / "files" / "md5").resolve()
+
+
+# --- what DVC wrote down -------------------------------------------------------------------------
+
+def test_D3_a_size_in_dvc_lock_that_dvc_does_not_look_at_is_seen_and_put_right(layout: Layout):
+    written = layout.dvc_lock.read_text()
+    assert lock_file.wrong(layout, ["one"]) is None
+    size = sum(path.stat().st_size for path in layout.out("side").iterdir())
+    for damaged in (written.replace(f"size: {size}", f"size: {size + 1}"), written.replace("nfiles: 3", "nfiles: 7")):
+        assert damaged != written
+        layout.dvc_lock.write_text(damaged)
+        assert staleness.why(layout, "one") == [], "DVC compares hashes alone"
+        told = lock_file.wrong(layout, ["one"])
+        assert told is not None and told.startswith("dvc.lock is damaged: ") and "recorded" in told and "found" in told
+        lock_file.record_again(layout, "one")
+        assert layout.dvc_lock.read_text() == written and (layout.root / "ran").read_text() == "x"
+
+
+@pytest.mark.parametrize("damaged", ["schema: '2.0'\nstages:\n  one: [", "stages:\n  one:\n    outs: 5\n", "[1, 2]\n", "stages:\n  one:\n    outs:\n    - pbth: data/one\n"])
+def test_D3_D4_a_dvc_lock_that_nobody_wrote_is_refused_with_what_to_do(layout: Layout, damaged: str):
+    layout.dvc_lock.write_text(damaged)
+    for ask in (lambda: healing.locked_outs(layout, "one"), lambda: staleness.why(layout, "one")):
+        with pytest.raises(UserError, match=r"dvc\.lock.*remove it: lmworks run writes it anew"):
+            ask()
+    layout.dvc_lock.unlink()
+    repro(layout)
+    assert (layout.root / "ran").read_text() == "x", "the run cache held the result"
+    assert healing.damage(layout, "one") == [] and staleness.why(layout, "one") == []
+
+
+def test_D3_a_damaged_entry_of_the_run_cache_is_dropped_and_the_stage_runs(layout: Layout):
+    cache = healing.objects_folder(layout).parent.parent
+    (run,) = lock_file.runs(cache)
+    assert staleness.is_whole_run(run) and staleness.drop_damaged_runs(cache) == []
+    run.write_text(run.read_text().replace("data/one", "data/ome"))
+    layout.dvc_lock.unlink()
+    for out in ("one", "side"):
+        shutil.rmtree(layout.out(out))
+    assert dvc(layout, "repro", "-q", "--single-item", "one", check=False).returncode, "DVC brings another folder and misses its own"
+    assert staleness.drop_damaged_runs(cache) == [run.name] and list(lock_file.runs(cache)) == []
+    repro(layout)
+    assert (layout.root / "ran").read_text() == "xx" and healing.damage(layout, "one") == []
+
+
+@pytest.mark.parametrize("damage", ["header", "cut", "all"])
+def test_D3_D4_what_dvc_remembers_of_hashes_is_made_anew_where_it_is_damaged(layout: Layout, capsys: pytest.CaptureFixture, damage: str):
+    staleness.why(layout, "one")
+    (memory,) = (layout.root / ".dvc" / "site").rglob("hashes/local/cache.db")
+    for beside in memory.parent.glob("cache.db-*"):
+        beside.unlink()
+    data = memory.read_bytes()
+    memory.write_bytes({"header": b"SQLITE" + data[6:], "cut": data[:len(data) // 2], "all": b"\xff" * len(data)}[damage])
+    assert staleness.why(layout, "one") == []
+    told = capsys.readouterr()
+    assert ".dvc/site is damaged" in told.out + told.err
+    assert staleness.stale(layout) == {} and not capsys.readouterr().out
+
+
+# --- a remote ------------------------------------------------------------------------------------
+
+def test_A14_a_damaged_object_of_a_remote_never_becomes_data(layout: Layout):
+    dvc(layout, "remote", "add", "-d", "far", "far away")
+    assert healing.unverified_remotes(layout) == ["far"]
+    dvc(layout, "remote", "modify", "far", "verify", "true")
+    assert healing.unverified_remotes(layout) == [] == healing.unverified_remotes(Layout())
+    dvc(layout, "push", "-q")
+    md5 = hashlib.md5((layout.out("one") / "a.txt").read_bytes()).hexdigest()
+    (far,) = (layout.root / "far away").rglob(f"{md5[:2]}/{md5[2:]}")
+    flip(far)
+
+    def pulled() -> subprocess.CompletedProcess[str]:
+        shutil.rmtree(healing.objects_folder(layout))
+        for out in ("one", "side"):
+            shutil.rmtree(layout.out(out), ignore_errors=True)
+        return dvc(layout, "pull", check=False)
+
+    refused = pulled()
+    assert refused.returncode and "data/one" in refused.stderr
+    assert not (layout.out("one") / "a.txt").exists() and not (healing.objects_folder(layout) / md5[:2] / md5[2:]).exists()
+    # a remote that somebody set up without it: the bytes come, and the next run sees them
+    dvc(layout, "remote", "modify", "far", "verify", "false")
+    pulled()
+    assert healing.damage(layout, "one")[0].startswith("data/one/a.txt is damaged: sha256 ")
+    assert healing.mend(layout, "one") is False
+    repro(layout)
+    assert healing.damage(layout, "one") == [] and (layout.root / "ran").read_text() == "xx"
+
+
+def test_a_folder_has_the_name_that_dvc_gives_it(layout: Layout):
+    """By it the work folder of a training knows that its result is recorded."""
+    from components.operations import recorded
+
+    outs = healing.locked_outs(layout, "one")
+    assert [recorded.dvc_name(layout.root / out["path"]) for out in outs] == [out["md5"] for out in outs] and len(outs) == 2

@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from components import config as settings
-from components import files
+from components import files, spool
 from components.errors import Busy, UserError
 from components.layout import ROOT, Layout
 from components.operations import databases, services, verification
@@ -69,9 +69,14 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     listed = {"name": "a.txt", "path": "文本/a.txt", "bytes": 12, "sha256": files.sha256_file(tmp_path / "文本/a.txt")}
     none = {"digest": "none", "kind": "none", "source": "none", "files": []}
     files.write_json(layout.sources, {"corpus": {"digest": "x", "kind": "user", "source": "文本", "files": [listed]}, "records": none, "base": none})
-    files.write_json(layout.receipt, {"format": 1})
-    files.write_json(layout.spool / "pretrain-k/run.json", {"name": "a run"})
-    files.write_atomic(layout.spool / "pretrain-k/events.jsonl", b'{"step": 1}\n{"step": 2}\n{"st')
+    files.write_sealed(layout.receipt, {"format": 1})
+    files.write_sealed(layout.services, {"ports": {"mlflow": 5311}})
+    files.write_sealed(layout.stat_cache, {"format": 1, "files": {}})
+    files.write_sealed(layout.spool / "pretrain-k/run.json", {"name": "a run"})
+    files.write_atomic(layout.spool / "pretrain-k/events.jsonl", b"".join(spool.line_of({"step": step}) for step in (1, 2)) + b'{"st')
+    checkpoint = layout.work_root / "pretrain/0b5c/checkpoints/step-00000004"
+    files.write_atomic(checkpoint / "optimizer.safetensors", "the optimizer's state")
+    files.write_manifest(checkpoint)
     a_database(layout.mlflow_database)
     a_database(layout.prefect_database)
     return layout
@@ -86,7 +91,7 @@ def test_where_nothing_is_wrong_nothing_is_found_and_nothing_changes(layout: Lay
     found = verification.verify(layout, [])
     assert found.clean and found.problems == []
     assert {kind: things for kind, (things, _) in found.looked_at.items()} == {
-        "settings": 3, "outputs": 2, "DVC cache": 6, "text packages": 1, "sources": 1, "receipts and spool": 3, "databases": 2}
+        "settings": 3, "outputs": 2, "DVC cache": 6, "text packages": 1, "sources": 1, "checkpoints": 1, "receipts and spool": 5, "databases": 2}
     assert tree_of(layout.root) == before
 
 
@@ -95,19 +100,22 @@ KINDS = [("data/clean/文.txt", "outputs", "lmworks run"), ("data/clean/manifest
          ("data/packages/plays/hamlet.md", "text packages", "make setup"), ("文本/a.txt", "sources", "if you changed it"),
          (".lmworks/release.json", "receipts and spool", "lmworks run"), (".lmworks/spool/pretrain-k/run.json", "receipts and spool", "delete"),
          (".lmworks/spool/pretrain-k/events.jsonl", "receipts and spool", "points are lost"), ("mlruns/mlflow.db", "databases", "lmworks restore"),
-         (".prefect/prefect.db", "databases", "lmworks restore"), ("params.yaml", "settings", "git checkout"), ("sources.yaml", "settings", "git checkout"),
+         (".prefect/prefect.db", "databases", "lmworks restore"), ("work/pretrain/0b5c/checkpoints/step-00000004/optimizer.safetensors", "checkpoints", "goes on from the checkpoint before it"),
+         ("work/pretrain/0b5c/checkpoints/step-00000004/manifest.json", "checkpoints", "goes on from the checkpoint before it"),
+         (".lmworks/services.json", "receipts and spool", "asks the servers"), ("work/stat-cache.json", "receipts and spool", "writes it anew"),
+         ("params.yaml", "settings", "git checkout"), ("sources.yaml", "settings", "git checkout"),
          ("dvc.lock", "settings", "git checkout")]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
 @pytest.mark.parametrize(("name", "kind", "advice"), KINDS, ids=[name for name, _, _ in KINDS])
-def test_A12_a_flip_or_a_cut_is_named(layout: Layout, name: str, kind: str, advice: str, damage: str):
+def test_D3_D4_a_flip_or_a_cut_is_named(layout: Layout, name: str, kind: str, advice: str, damage: str):
     path = layout.root / name
     data = path.read_bytes()
     # the first byte: JSON, YAML and SQLite begin there, and any text differs
     path.write_bytes(bytes([data[0] ^ 1]) + data[1:] if damage == "flip" else data[:len(data) // 3])
     if damage == "cut" and name.endswith("events.jsonl"):
-        path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n')
+        path.write_bytes(data.replace(b'{"step": 2}', b'{"step": 9}'))  # still JSON, but not what was written
     if name == "params.yaml" and damage == "flip":
         path.write_bytes(b"\x00" + data)
     before = tree_of(layout.root)
@@ -119,7 +127,7 @@ def test_A12_a_flip_or_a_cut_is_named(layout: Layout, name: str, kind: str, advi
     assert tree_of(layout.root) == before
 
 
-def test_A13_an_object_of_the_cache_and_its_listing(layout: Layout):
+def test_A12_A13_an_object_of_the_cache_and_its_listing_are_named_with_what_to_do(layout: Layout):
     for path in sorted((layout.root / ".dvc/cache/files/md5").rglob("*")):
         if path.is_file():
             good = path.read_bytes()
@@ -232,6 +240,29 @@ def test_H1_each_file_of_a_stored_model(registered: Layout, monkeypatch: pytest.
         finally:
             path.write_bytes(good)
             extra.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("name", ["MLmodel", "model_file.py", "requirements.txt", "python_env.yaml", "vouched.json", "artifacts/model/config.json",
+                                  "artifacts/model/tokenizer.json", "artifacts/model/manifest.json"])
+def test_D9_what_was_edited_in_the_store_is_not_loaded_by_who_knows_nothing_of_lmworks(registered: Layout, name: str):
+    import mlflow
+
+    from components.release import package
+
+    version = next(version for version in databases.versions(registered.mlflow_database) if version.name == "sound")
+    folder = registered.artifacts / str(version.folder)
+    path, before = folder / name, (folder / name).read_text()
+    edited = before.replace("0.8", "0.9") if "0.8" in before else before.replace("2", "3", 1) if "2" in before else before + " "
+    assert edited != before
+    with package.no_bytecode():
+        mlflow.pyfunc.load_model(str(folder))
+        path.write_text(edited)
+        try:
+            with pytest.raises(mlflow.exceptions.MlflowException, match=rf"model refused: \S*{'' if name == 'vouched.json' else path.name} .*(damaged|sha256)"):
+                mlflow.pyfunc.load_model(str(folder))
+        finally:
+            path.write_text(before)
+        mlflow.pyfunc.load_model(str(folder))
 
 
 def test_H3_a_version_that_claims_other_weights(registered: Layout, monkeypatch: pytest.MonkeyPatch):

@@ -138,7 +138,7 @@ def test_G_deleted_versions_and_a_deleted_model_leave_history_and_releases_whole
 def test_another_address_of_the_server_makes_the_next_run_write_the_pages_again(paged, monkeypatch):
     layout, _, url = paged
     config = settings.load(layout.params)
-    receipt = files.read_json(layout.receipt)
+    receipt = files.read_sealed(layout.receipt)
     assert releasing.receipt_current(config, layout) and receipt["address"] == url
-    files.write_json(layout.receipt, receipt | {"address": "http://127.0.0.1:9"})
+    files.write_sealed(layout.receipt, receipt | {"address": "http://127.0.0.1:9"})
     assert not releasing.receipt_current(config, layout)

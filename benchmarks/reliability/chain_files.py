@@ -1,0 +1,117 @@
+"""The kinds of file that a finished chain leaves (benchmarks/reliability/file_kinds.py has the others, and what a kind is)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.reliability.file_kinds import AS_WRITTEN, HEALED, MISSED, REFUSED, Kind, below, tree
+from components import config as settings
+from components import files
+from components.errors import UserError
+from components.layout import Layout
+from components.operations import healing, lock_file, staleness
+
+
+def of_chain(layout: Layout) -> list[Kind]:
+    """The kinds of a checkout in which the chain has run. Its servers may be down."""
+    stages = [stage for stage in staleness.names(layout) if healing.locked_outs(layout, stage)]
+    maker = {out["path"]: stage for stage in stages for out in healing.locked_outs(layout, stage)}
+    whole = {path: tree(layout.root / path) for path in maker}
+
+    def out(path: Path) -> str:
+        """What `lmworks run` does with an output of a stage that is fresh."""
+        place = next(name for name in maker if path.is_relative_to(layout.root / name))
+        found = healing.damage(layout, maker[place])
+        if not found:
+            return AS_WRITTEN if tree(layout.root / place) == whole[place] else MISSED
+        named = path.name in found[0] or path.name == files.MANIFEST
+        return HEALED if named and healing.mend(layout, maker[place]) and tree(layout.root / place) == whole[place] else MISSED
+
+    def outs(suffix: Callable[[Path], bool]) -> list[Path]:
+        return [path for path in below(*(layout.root / name for name in maker)) if suffix(path)]
+
+    def cached(path: Path) -> str:
+        """What `lmworks run` does where an output must come from DVC's cache: a bad object is never handed out."""
+        bad = False
+        for one in [one for stage in stages for one in healing.locked_outs(layout, stage)]:
+            copy = healing.copy_from_cache(layout, one)
+            if copy is None:
+                bad = True
+            elif (found := tree(copy)) != whole[one["path"]]:
+                return f"{MISSED}: {sorted(set(found) ^ set(whole[one['path']]))[:2]}"
+            if copy:
+                shutil.rmtree(copy)
+        return REFUSED if bad and not path.exists() else MISSED if bad else AS_WRITTEN
+
+    objects = healing.objects_folder(layout)
+    written = lock_file.read(layout)
+
+    def lock(_path: Path) -> str:
+        """What `lmworks run` asks of dvc.lock. A stage that DVC calls stale runs, or comes from the run cache, and its entry is written anew."""
+        try:
+            if staleness.stale(layout) or lock_file.wrong(layout, stages):
+                return HEALED
+            return AS_WRITTEN if lock_file.read(layout) == written else MISSED
+        except UserError as error:
+            return REFUSED if "dvc.lock" in str(error) else MISSED
+
+    config, listed = settings.load(layout.params), layout.sources.read_bytes()
+
+    def sources_yaml(path: Path) -> str:
+        from components.corpus import sources
+
+        before = path.read_bytes()
+        sources.update(config, layout)
+        return MISSED if path.read_bytes() != listed else AS_WRITTEN if before == listed else HEALED
+
+    return [
+        Kind(name="outputs", files=lambda: outs(lambda path: path.name != files.MANIFEST), use=out, share=6),
+        Kind(name="manifests of outputs", files=lambda: outs(lambda path: path.name == files.MANIFEST), use=out, share=2),
+        Kind(name="weights", files=lambda: outs(lambda path: path.suffix == ".safetensors"), use=out, share=3),
+        Kind(name="objects of DVC's cache", files=lambda: [path for path in below(objects) if path.suffix != ".dir"], use=cached),
+        Kind(name="listings of DVC's cache", files=lambda: [path for path in below(objects) if path.suffix == ".dir"], use=cached),
+        Kind(name="entries of DVC's run cache", files=lambda: list(lock_file.runs(objects.parent.parent)), share=2,
+             use=lambda path: AS_WRITTEN if not staleness.drop_damaged_runs(objects.parent.parent) else REFUSED if not path.exists() else MISSED),
+        Kind(name="dvc.lock", files=lambda: [layout.dvc_lock], use=lock, share=0.7),
+        Kind(name="sources.yaml", files=lambda: [layout.sources], use=sources_yaml, share=2),
+        *of_stored_models(layout)]
+
+
+def of_stored_models(layout: Layout) -> list[Kind]:
+    """Registered models in this checkout's store: as lmworks verifies them, and as a consumer loads them that knows nothing of lmworks."""
+    from components.operations import databases
+
+    versions = databases.versions(layout.mlflow_database)
+    of = {layout.artifacts / version.folder: version for version in versions if version.folder and version.vouched}
+
+    def loaded(path: Path) -> str:
+        from mlflow.exceptions import MlflowException
+
+        from components.release import package, registry
+
+        registry.quiet()
+        import mlflow
+
+        folder = next(folder for folder in of if path.is_relative_to(folder))
+        with package.no_bytecode():
+            try:
+                mlflow.pyfunc.load_model(str(folder))
+            except MlflowException as error:
+                return REFUSED if "refused" in str(error) or path.name in str(error) else f"{MISSED}: {error}"
+            except Exception as error:  # noqa: BLE001 - MLmodel or the code file itself cannot be read any more: nothing was loaded
+                return REFUSED if path.name in ("MLmodel", "model_file.py") else f"{MISSED}: {type(error).__name__}: {error}"
+        return AS_WRITTEN
+
+    def verified(path: Path) -> str:
+        wrong = databases.wrong_with(next(version for folder, version in of.items() if path.is_relative_to(folder)), layout.artifacts)
+        return AS_WRITTEN if wrong is None else REFUSED if path.name in wrong or path.name == files.MANIFEST else MISSED
+
+    def stored() -> list[Path]:
+        from components.release import registry
+
+        return [path for path in below(*of) if path.name != registry.CARD and "__pycache__" not in path.parts]
+
+    return [Kind(name="registered models, verified", files=stored, use=verified, share=3),
+            Kind(name="registered models, loaded by a stranger", files=stored, use=loaded, share=3)] if of else []
