@@ -50,6 +50,18 @@ def curves(root: Path, name: str) -> Curves:
     return found
 
 
+def registered(root: Path, name: str) -> dict[str, Any]:
+    """{model: its aliases and how many versions it has}, of NAME and its instruct model."""
+    url, _ = _urls(root)
+    found = {}
+    for model in (name, f"{name}-instruct"):
+        known = call(url, "GET", f"registered-models/get?name={model}")
+        versions = (call(url, "GET", f"model-versions/search?filter=name%3D'{model}'&max_results=100") or {}).get("model_versions", [])
+        aliases = {one["alias"]: one["version"] for one in known["registered_model"].get("aliases", [])} if known else {}
+        found[model] = {"aliases": aliases, "versions": len(versions)}
+    return found
+
+
 def compared(wanted: Curves, found: Curves) -> dict[str, list[str]]:
     """{"lost", "doubled", "changed"}: points of `found` against an untouched chain's. Speed may differ, the machine's samples have an axis of their own."""
     lost, doubled, changed = [], [], []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import tempfile
 import time
@@ -27,6 +28,8 @@ GOAL = ("50 kills over the chain, every fail-point once: 100 % finish on a plain
 COUNT = 50
 KINDS = ("group", "top", "stage", *drilled.SERVERS, "everything")
 KILLS_A_CHAIN = (3, 5)
+VERDICT = re.compile(r'^ "verdict": "(.+)"', re.M)  # of `lmworks run --json`
+GOOD = ("Promoted", "Healed", "Nothing changed")
 SETTLE_S = 20  # task runs reach Prefect's server as events, a moment later
 
 
@@ -36,6 +39,7 @@ class Reference:
 
     hashes: dict[str, str]
     curves: curves.Curves
+    registry: dict[str, Any]
     steps: dict[str, int]
     intervals: dict[str, int]
     segments: list[tuple[str, float]]  # (start, a stage or release; seconds), in order
@@ -82,7 +86,8 @@ def untouched(checkout: Drilled) -> Reference:
     times = {stage: [note.at_s for note in notes if note.name == "train.step" and started <= note.at_s < following]
              for (stage, started), (_, following) in zip(edges[:-1], edges[1:], strict=True) if stage in TRAININGS}
     return Reference(
-        hashes=drilled.hashes(checkout), curves=curves.curves(checkout.root, drilled.NAME), steps={stage: len(at) for stage, at in times.items()},
+        hashes=drilled.hashes(checkout), curves=curves.curves(checkout.root, drilled.NAME),
+        registry=curves.registered(checkout.root, drilled.NAME), steps={stage: len(at) for stage, at in times.items()},
         intervals={"pretrain": config.training.checkpoint_interval, "finetune": config.finetuning.checkpoint_interval},
         segments=[(part, end - begin) for (part, begin), (_, end) in zip(edges[:-1], edges[1:], strict=True)],
         step_s={stage: (at[-1] - at[0]) / (len(at) - 1) for stage, at in times.items()})
@@ -164,13 +169,14 @@ def _still_lives_after(life: Life, seconds: float) -> bool:
 
 def finished(checkout: Drilled, reference: Reference, disturbances: list[str]) -> dict[str, Any]:
     """A plain `lmworks run` to the end, and everything that can be told from what the chain left."""
-    life = checkout.start()
-    tries, code = 1, life.end()
-    if code:
-        print(f"the plain rerun ended with {code}: {life.told()[-1500:]}", flush=True)
-    while code and tries < 3:
+    tries, code, verdict = 0, 1, ""
+    while tries < 3 and (code or verdict not in GOOD):
         tries, life = tries + 1, checkout.start()
         code = life.end()
+        verdict = next(iter(VERDICT.findall(life.told())), "none")
+        if code or verdict not in GOOD:
+            print(f"the plain rerun ended with {code}, {verdict}: {life.told()[-1500:]}", flush=True)
+    registry = curves.registered(checkout.root, drilled.NAME)
     checkout.lmworks("up")  # a run that had nothing to do starts no server
     deadline = time.monotonic() + SETTLE_S
     while (open_runs := curves.left_open(checkout.root)) and time.monotonic() < deadline:
@@ -181,7 +187,8 @@ def finished(checkout: Drilled, reference: Reference, disturbances: list[str]) -
             if sum(lives) > reference.steps[stage] + max(0, len(lives) - 1) * reference.intervals[stage]]
     runs = curves.runs_of(checkout.root, drilled.NAME)
     return {
-        "disturbed_by": disturbances, "exit_code": code, "tries": tries,
+        "disturbed_by": disturbances, "exit_code": code, "verdict": verdict, "tries": tries,
+        "registry": [] if registry == reference.registry else [registry],
         "different": sorted(name for name in {*found, *reference.hashes} if found.get(name) != reference.hashes.get(name)),
         "steps": {stage: {"total": reference.steps[stage], "interval": reference.intervals[stage], "lives": lives} for stage, lives in steps.items()},
         "over_bound": over, "strays": drilled.strays(checkout), "left_open": open_runs, "leftovers": drilled.leftovers(checkout),
@@ -215,7 +222,8 @@ def drill(checkout: Drilled, count: int, seed: int, points: list[str]) -> dict[s
 def told_of(kills: list[Kill], chains: list[dict[str, Any]], passed: list[str], points: list[str]) -> dict[str, Any]:
     counts = {
         "kills": len(kills), "between_checkpoints": sum(kill.between_checkpoints for kill in kills), "chains": len(chains),
-        "finished_at_first_try": sum(one["exit_code"] == 0 and one["tries"] == 1 for one in chains),
+        "finished_at_first_try": sum(one["exit_code"] == 0 and one["verdict"] in GOOD and one["tries"] == 1 for one in chains),
+        "registries_different": sum(len(one["registry"]) for one in chains),
         "different_files": sum(len(one["different"]) for one in chains), "trainings_over_the_bound": sum(len(one["over_bound"]) for one in chains),
         "strays": sum(len(one["strays"]) for one in chains), "runs_left_open": sum(len(one["left_open"]) for one in chains),
         "leftovers": sum(len(one["leftovers"]) for one in chains), "extra_runs": sum(one["extra_runs"] for one in chains),

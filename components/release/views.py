@@ -71,7 +71,7 @@ def compared(client: Any, run_ids: dict[str, str]) -> list[str]:
     found = list(run_ids.values())
     for name in run_ids:
         model = client.get_registered_model(name)
-        numbers = [model.aliases.get("champion"), *(move["from"] for move in registry.history({"tags": model.tags})[-1:])]
+        numbers = [model.aliases.get("champion"), *(move["from"] for move in registry.history({"tags": model.tags, "aliases": model.aliases})[-1:])]
         for number in filter(None, numbers):
             with contextlib.suppress(MlflowException):  # a version that somebody deleted
                 found.append(client.get_model_version(name, str(number)).run_id)

@@ -1,4 +1,4 @@
-"""The figure `kills`, short: one chain of `smoke`, killed in five ways, then held against an untouched one."""
+"""The figure `kills`, short: one chain of `smoke`, killed in six ways, then held against an untouched one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.checkout import copy_checkout
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
-def test_C1_C2_C6_C7_C9_C15_killed_in_five_ways_the_chain_ends_as_if_nobody_had_touched_it(tmp_path: Path):
+def test_C1_C2_C6_C7_C9_C15_killed_in_six_ways_the_chain_ends_as_if_nobody_had_touched_it(tmp_path: Path):
     checkout = Drilled(copy_checkout(tmp_path / "checkout").root, tmp_path / "scratch")
     try:
         reference = kills.untouched(checkout)
@@ -25,13 +25,14 @@ def test_C1_C2_C6_C7_C9_C15_killed_in_five_ways_the_chain_ends_as_if_nobody_had_
         assert all(done)
         assert [(kill.killed, kill.stage) for kill in done if kill] == [
             ("the whole run", "clean"), ("the top process", "pretrain"), ("the whole run and both servers", "finetune"), ("the stage", "evaluate")]
-        life = checkout.start(places.point("registry.version_created"))
-        assert life.end() == -9
-        told = kills.finished(checkout, reference, ["five kills"])
+        for place in ("registry.version_created", "registry.alias_moved"):
+            assert checkout.start(places.point(place)).end() == -9
+        told = kills.finished(checkout, reference, ["six kills"])
     finally:
         checkout.lmworks("down", "--force")
     assert told["exit_code"] == 0 and told["tries"] == 1
-    for what in ("different", "over_bound", "strays", "left_open", "leftovers"):
+    assert told["verdict"] == "Promoted"
+    for what in ("registry", "different", "over_bound", "strays", "left_open", "leftovers"):
         assert told[what] == [], what
     assert told["points"] == {"lost": [], "doubled": [], "changed": []} and told["extra_runs"] == 0
     assert [len(lives) for lives in (told["steps"]["pretrain"]["lives"], told["steps"]["finetune"]["lives"])] == [2, 2], "both were killed once"
