@@ -48,12 +48,14 @@ def of_chain(layout: Layout) -> list[Kind]:
     objects = healing.objects_folder(layout)
     written = lock_file.read(layout)
 
-    def lock(_path: Path) -> str:
+    def lock(path: Path) -> str:
         """What `lmworks run` asks of dvc.lock. A stage that DVC calls stale runs, or comes from the run cache, and its entry is written anew."""
+        before = path.read_bytes()
         try:
             if staleness.stale(layout) or lock_file.wrong(layout, stages):
                 return HEALED
-            return AS_WRITTEN if lock_file.read(layout) == written else MISSED
+            as_it_was = AS_WRITTEN if path.read_bytes() == before else HEALED  # by the copy that is kept of it
+            return as_it_was if lock_file.read(layout) == written else MISSED
         except UserError as error:
             return REFUSED if "dvc.lock" in str(error) else MISSED
 

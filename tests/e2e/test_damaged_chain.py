@@ -42,7 +42,7 @@ def test_A12_D3_weights_come_back_from_the_cache_and_a_bad_object_makes_its_stag
     flips.flip(path, rng)
     assert "lmworks run mends it" in damaged(checkout, "model.safetensors")
     done = checkout.lmworks("run")
-    assert "Healed" in done.stdout and re.search(r"pretrain was healed \(data/pretrained/model/model.safetensors is damaged", " ".join(done.stdout.split()))
+    assert re.search(r"pretrain was healed \(data/pretrained/model/model.safetensors is damaged", " ".join(done.stdout.split()))
     assert flips.state_of(layout) == before
     small = layout.tokenizer / "tokenizer.json"
     md5 = str(healing.md5_of(small))
