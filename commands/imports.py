@@ -33,16 +33,22 @@ def bring_in(source: str, layout: Layout) -> tuple[str, dict[str, Any]]:
 
     if not source.startswith(REGISTERED):
         earlier = layout.imported / source  # the name that corpus.base has
-        folder = earlier if "/" not in source and earlier.is_dir() and not Path(source).exists() else Path(source).expanduser()
+        try:
+            folder = earlier if "/" not in source and earlier.is_dir() and not Path(source).exists() else Path(source).expanduser()
+        except RuntimeError as error:  # ~SOMEBODY, whom nobody knows here
+            raise UserError(f"{source}: {error}. Give a Hugging Face folder, models:/NAME@champion, or none") from None
         if folder.resolve().is_relative_to(layout.imported.resolve()) and folder.is_dir():
             files.verify_manifest(folder)
             return folder.resolve().relative_to(layout.imported.resolve()).as_posix(), imported.try_to_load(folder)
         return imported.bring_in(folder, folder.resolve().name, layout)
     from components.operations import services
     from components.release import registry
+    from components.serving import engine
 
     services.ensure(layout, prefect=False)
-    version = registry.named(registry.client(layout), source)
+    client = registry.client(layout)
+    name, _, alias = source.removeprefix(REGISTERED).partition("@")
+    version = engine.chosen(client, name, None) if alias == "champion" else registry.named(client, source)  # a champion that its gate passed
     with registry.fetched(version, layout) as folder:
         return imported.bring_in(folder / "artifacts" / "model", f"{version.name}-v{version.version}", layout)
 

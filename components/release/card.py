@@ -8,6 +8,7 @@ from components import files
 from components.config import Config, flatten
 from components.layout import Layout
 from components.markdown import code, escape, table
+from components.masking import masked
 from components.release import evidence, gates, lineage, package
 from components.release.lineage import Subject
 
@@ -140,7 +141,7 @@ def card(subject: Subject, version: str, config: Config, layout: Layout, criteri
     commit, difference = lineage.git_state(layout.root)
     made = f"lmworks, commit {code(commit[:12])}{' with uncommitted changes' if difference else ''}" if commit else "lmworks"
     verdict = "passed: it may be champion" if gates.passes(criteria) else "did not pass: it stays a candidate"
-    return "\n\n".join([
+    return masked("\n\n".join([
         f"# {subject.name}, version {version}", escape(headline(subject, config)), *base_notice(config, unpromoted_base),
         "## How to call it", usage(subject, tracking_uri, f"models:/{subject.name}" + ("@champion" if gates.passes(criteria) else f"/{version}")),
         RULES, f"Loading and serving were tried with mlflow {', '.join(package.TRIED_MLFLOW)}; it asks for {code(', '.join(package.REQUIREMENTS))}.",
@@ -152,4 +153,4 @@ def card(subject: Subject, version: str, config: Config, layout: Layout, criteri
         table(["Setting", "Value"], settings), "All settings: `settings/params.yaml` in the training run.",
         "## Where it ends", limitations(subject, config, training),
         "## Bias", BIAS if config.corpus.source == "embedded" and config.corpus.base == "none" else OWN_BIAS,
-    ]) + "\n"
+    ])) + "\n"

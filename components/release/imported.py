@@ -19,6 +19,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".msgpa
 MAX_JSON_BYTES = 256 * 2**20
 # every key of a folder's JSON that would have transformers run code of the folder's own
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines", "custom_generate")
+KERNEL = re.compile(r"_implementation(_internal)?$")
 
 
 def _json(path: Path) -> Any:
@@ -39,6 +40,9 @@ def _code_key(value: Any, depth: int = 0) -> str | None:
         for key, inner in value.items():
             if key in CODE_KEYS and inner:
                 return key
+            # "attn_implementation": "owner/kernel" is compiled code of that owner's, from the hub
+            if isinstance(key, str) and KERNEL.search(key) and isinstance(inner, str) and "/" in inner:
+                return f"{key}: {inner[:60]}"
             if (found := _code_key(inner, depth + 1)) is not None:
                 return found
     elif isinstance(value, list):
@@ -46,6 +50,17 @@ def _code_key(value: Any, depth: int = 0) -> str | None:
             if (found := _code_key(inner, depth + 1)) is not None:
                 return found
     return None
+
+
+def check_links(folder: Path, names: list[str]) -> None:
+    """Links are followed inside the folder and, in a cache of the hub, to its blobs alone: a copy of what they name becomes part of the
+    model, and a model is published. Raises UserError with the link and where it leads."""
+    blobs = folder.parent.parent / "blobs"
+    allowed = [folder.resolve(), *([blobs.resolve()] if folder.parent.name == "snapshots" and blobs.is_dir() else [])]
+    for name in names:
+        target = (folder / name).resolve()
+        if (folder / name).is_symlink() and not any(target.is_relative_to(inside) for inside in allowed):
+            raise UserError(f"{folder / name} is a link to {target}, which is outside this model's folder. Put a copy of the file there, or remove the link")
 
 
 def shards(folder: Path) -> list[str]:
@@ -83,6 +98,7 @@ def check(folder: Path) -> list[str]:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}. A Hugging Face folder of a causal language model was expected: "
                             "config.json, tokenizer.json, *.safetensors")
+    check_links(folder, sorted(path.name for path in folder.iterdir() if path.name in WANTED or path.name.endswith(".safetensors")))
     for name in WANTED:
         if name.endswith("config.json") and (folder / name).exists():
             key = _code_key(_json(folder / name))
@@ -123,10 +139,22 @@ def try_to_load(folder: Path, shown: Path | None = None) -> dict[str, Any]:
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(f"{shown}: the tokenizer has {len(tokenizer):,} tokens, the model {model.config.vocab_size:,}; they do not belong "
                         "together. Fetch both from one place")
+    _try_chat_template(tokenizer, shown)
     if any(not bool(torch.isfinite(tensor).all()) for tensor in model.parameters()):
         raise UserError(f"{shown}: some weights are not finite numbers. Fetch the model again, or use another")
     return {"parameters": sum(tensor.numel() for tensor in model.parameters()),
             "context": getattr(model.config, "max_position_embeddings", None), "vocabulary": model.config.vocab_size}
+
+
+def _try_chat_template(tokenizer: Any, shown: Path) -> None:
+    """A template is a program; transformers runs it in a sandbox, and one that breaks out of it or cannot write a chat is no use."""
+    if not tokenizer.chat_template:
+        return  # one is added later
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # noqa: BLE001  whatever a foreign template raises
+        raise UserError(f"{shown}: its chat template does not write a chat ({type(error).__name__}: {' '.join(str(error).split())[:160]}). "
+                        "Fetch the model again, or give it another template") from None
 
 
 def slug(text: str) -> str:

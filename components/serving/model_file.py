@@ -112,6 +112,16 @@ def code_key(value: Any) -> str | None:
     return next((found for inner in value if (found := code_key(inner))), None) if isinstance(value, list) else None
 
 
+def refuse_code(folder: Path) -> None:
+    """Raises MlflowException for a folder whose settings ask for code, or whose weights are not all safetensors."""
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        if (folder / name).exists() and (key := code_key(json.loads((folder / name).read_bytes()))):
+            raise unusable(f"model refused: {name} asks for code of its own ({key})")
+    index = folder / "model.safetensors.index.json"
+    if index.exists() and any(not str(name).endswith(".safetensors") or "/" in str(name) for name in json.loads(index.read_bytes())["weight_map"].values()):
+        raise unusable(f"model refused: {index.name} names weights that are no *.safetensors of its own folder")
+
+
 def load(folder: Path, device: str) -> tuple[Any, Any]:
     """(model, tokenizer) of a verified Hugging Face folder: safetensors only, no code of the folder's own.
 
@@ -120,16 +130,18 @@ def load(folder: Path, device: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as bars
 
-    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
-        if (folder / name).exists() and (key := code_key(json.loads((folder / name).read_bytes()))):
-            raise unusable(f"model refused: {name} asks for code of its own ({key})")
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
+        refuse_code(folder)
         # tensors of another shape are named below with the missing ones; transformers itself says only that there are some
         model, info = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False,
                                                            output_loading_info=True, ignore_mismatched_sizes=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except MlflowException:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever a library makes of bytes that a manifest vouches for and that are no model
+        raise unusable(f"model refused: it does not open ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
     finally:
         if shown:
             bars.enable_progress_bar()

@@ -249,8 +249,13 @@ def _write_plots(layout: Layout, evaluation: dict[str, Any]) -> None:
         )
 
 
+def _cell(value: Any) -> Any:
+    """A label of the user's as a spreadsheet shows it: one that begins like a formula is no formula (J12)."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def _write_csv(layout: Layout, name: str, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([header, *rows])
+    writer.writerows([header, *([_cell(value) for value in row] for row in rows)])
     files.write_atomic(layout.evaluation / "plots" / name, text.getvalue())

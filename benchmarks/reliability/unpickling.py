@@ -1,0 +1,106 @@
+"""Who unpickles what while real commands run: a hook in every process of a checkout, from its first import on.
+
+Python imports `sitecustomize` before anything else, and every process of a checkout has its root in PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+LOG = ".unpickled.jsonl"
+# processes of one pool, or a parent and its child, pass values through a pipe that nobody else can write to
+PIPES = ("multiprocessing/", "concurrent/futures/process.py", "subprocess.py")
+
+HOOK = '''"""Writes down every unpickling: what was called, by which process, from where."""
+import json, os, pickle, sys
+
+_LOG = os.path.join(os.path.dirname(os.path.abspath(__file__)), ".unpickled.jsonl")
+
+
+def _note(what):
+    frame, stack = sys._getframe(2), []
+    while frame is not None and len(stack) < 12:
+        name = frame.f_code.co_filename
+        if not name.endswith(("/sitecustomize.py", "/pickle.py")) and not name.startswith("<frozen"):
+            stack.append(f"{name.rpartition('/site-packages/')[2].rpartition('/python3.')[2]}:{frame.f_lineno}")
+        frame = frame.f_back
+    with open(_LOG, "a") as log:
+        log.write(json.dumps({"what": what, "command": sys.argv[:4], "stack": stack}) + "\\n")
+
+
+def _counted(what, call):
+    def counted(*args, **named):
+        _note(what)
+        return call(*args, **named)
+    return counted
+
+
+class _Unpickler(pickle.Unpickler):
+    def load(self):
+        _note("Unpickler.load")
+        return super().load()
+
+
+class _PythonUnpickler(pickle._Unpickler):
+    def load(self):
+        _note("_Unpickler.load")
+        return super().load()
+
+
+pickle.load, pickle.loads = _counted("pickle.load", pickle.load), _counted("pickle.loads", pickle.loads)
+pickle.Unpickler, pickle._Unpickler = _Unpickler, _PythonUnpickler
+
+
+class _Late:
+    """torch.load, joblib.load and cloudpickle.load, as soon as their modules are there."""
+    wanted = {"torch.serialization": ("load",), "joblib.numpy_pickle": ("load",), "cloudpickle.cloudpickle": ("load", "loads"), "dill._dill": ("load", "loads")}
+
+    def find_spec(self, name, path, target=None):
+        if name not in self.wanted:
+            return None
+        sys.meta_path.remove(self)
+        try:
+            import importlib.util
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)
+        if spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+        def exec_module(module):
+            run(module)
+            for attribute in self.wanted[name]:
+                if hasattr(module, attribute):
+                    setattr(module, attribute, _counted(f"{name}.{attribute}", getattr(module, attribute)))
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, _Late())
+'''
+
+
+def install(root: Path) -> None:
+    """Every process that is started in this checkout from now on is watched."""
+    (root / "sitecustomize.py").write_text(HOOK)
+
+
+def noted(root: Path) -> list[dict[str, Any]]:
+    path = root / LOG
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def summary(root: Path) -> dict[str, Any]:
+    """{"elsewhere": what was unpickled outside of pipes, by call and by who called; "in_pipes": how often}."""
+    elsewhere: Counter[str] = Counter()
+    in_pipes = 0
+    for entry in noted(root):
+        stack = [frame.replace(f"{root}/", "") for frame in entry["stack"]]
+        if any(pipe in frame for frame in stack[:3] for pipe in PIPES):
+            in_pipes += 1
+        else:
+            elsewhere[f"{entry['what']} from {' < '.join(frame.rpartition(':')[0] for frame in stack[:4])}"] += 1
+    return {"elsewhere": dict(elsewhere.most_common()), "in_pipes": in_pipes}

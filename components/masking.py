@@ -1,0 +1,80 @@
+"""Secrets in text that is about to be kept: the one place that takes them out (J14).
+
+Two kinds are known: the values of environment variables whose names say that they hold a secret, and what looks like a secret
+whoever wrote it (keys of well-known services, private keys, passwords in addresses, `password: …`). What looks like nothing
+special and stands in no such variable cannot be told from other text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import urllib.parse
+from collections.abc import Iterator, Mapping
+
+from components.errors import UserError
+
+MASK = "********"
+MIN_CHARS = 8  # a shorter value is masked nowhere: it would take ordinary words with it
+
+SECRET_NAME = re.compile(r"secret|token|passw|api_?key|access_?key|private_?key|credential|auth_string|authorization|webhook|ping_url|_key$|_dsn$", re.I)
+NO_SECRET_NAME = re.compile(r"_(file|path|dir|sock|enabled|parallelism)$", re.I)
+
+_SHAPES = [
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
+    r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",  # AWS
+    r"\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_[A-Za-z0-9_]{30,}",
+    r"\bglpat-[\w-]{20,}|\bhf_[A-Za-z0-9]{20,}|\bsk-[\w-]{20,}|\bpypi-[\w-]{30,}|\bnpm_[A-Za-z0-9]{30,}",
+    r"\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{30,}|\bpnu_[A-Za-z0-9]{20,}",
+    r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",  # a JSON web token
+]
+SHAPES = re.compile("|".join(_SHAPES), re.S)
+IN_ADDRESS = re.compile(r"(?<=://)[^\s/@:'\"]*:[^\s/@'\"]+(?=@)")  # user:password
+AUTHORISATION = re.compile(r"\b((?:Basic|Bearer)\s+)(?=\S*[\d=])[A-Za-z0-9+/=._~-]{12,}")
+# `password = "…"`, `AWS_SECRET_ACCESS_KEY=…`, `"api_key": "…"`; of a token or a key only what mixes letters and digits, as code is full of these words
+ASSIGNED = re.compile(
+    r"""((?:[\w.-]*(?:passw(?:or)?d|passphrase|secret)[\w.-]*)["']?[ \t]*[:=][ \t]*)(["']?)([^\s"'#,;()\[\]{}]{8,})\2"""
+    r"""|((?![\w.-]*(?:sha256|md5|digest))(?:[\w.-]*(?:token|api_?key|access_?key|private_?key|credential)[\w.-]*)["']?[ \t]*[:=][ \t]*)(["']?)((?=[^\s"']*\d)(?=[^\s"']*[A-Za-z])[^\s"'#,;()\[\]{}<>|]{16,})\5""",
+    re.I)
+
+
+def secret_values(environment: Mapping[str, str]) -> list[str]:
+    """What the environment says is secret, the longest first; of an address also its password and the long parts of its path."""
+    found: set[str] = set()
+    for name, value in environment.items():
+        value = value.strip()
+        if not SECRET_NAME.search(name) or NO_SECRET_NAME.search(name) or value.startswith("/"):
+            continue
+        found.add(value)
+        if "://" in value:
+            with contextlib.suppress(ValueError):
+                parts = urllib.parse.urlsplit(value)
+                found |= {part for part in re.split(r"[/?&=#]", f"{parts.path}?{parts.query}") if len(part) >= 12} | {parts.password or ""}
+        elif ":" in value:  # user:password
+            found.add(value.partition(":")[2])
+    return sorted((value for value in found if len(value) >= MIN_CHARS and value.lower() not in ("password", "username")), key=len, reverse=True)
+
+
+def masked(text: str) -> str:
+    """The text without its secrets. The same text where there is none."""
+    for value in secret_values(os.environ):
+        if value in text:
+            text = text.replace(value, MASK)
+    text = AUTHORISATION.sub(rf"\1{MASK}", IN_ADDRESS.sub(MASK, SHAPES.sub(MASK, text)))
+    return ASSIGNED.sub(lambda m: f"{m[1] or m[4]}{m[2] or m[5] or ''}{MASK}{m[2] or m[5] or ''}", text)
+
+
+@contextlib.contextmanager
+def kept_from_errors() -> Iterator[None]:
+    """What is raised inside goes on without secrets in its text: Prefect and MLflow keep the text of every error."""
+    try:
+        yield
+    except UserError as error:
+        error.args = tuple(masked(part) if isinstance(part, str) else part for part in error.args)
+        raise
+    except Exception as error:
+        text = str(error)
+        if (clean := masked(text)) == text:
+            raise
+        raise RuntimeError(f"{type(error).__name__}: {clean}") from None

@@ -1,0 +1,101 @@
+"""Secrets leave nothing behind: what is masked, what is not, and that each place which keeps text asks first (J14)."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components import chain, masking
+from components.errors import UserError
+from components.layout import ROOT, Layout
+from components.masking import MASK, masked
+from components.release import lineage
+
+pytestmark = pytest.mark.code
+
+SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLE7"
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("LMWORKS_ALERT_WEBHOOK", "https://hooks.example.org/services/T0123456789abc")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:open-sesame-7")
+
+
+@pytest.mark.parametrize("text", [
+    f"403 for key {SECRET}!", "GET /services/T0123456789abc failed", "hunter: open-sesame-7", "AKIAIOSFODNN7EXAMPLE", "password: topsecret", "+PASSWORD=hunter2hunter2",
+    '"client_secret": "abcdefgh"', "git clone https://me:p4ssw0rd@example.org/x.git", "Authorization: Bearer abcdef0123456789", "hf_abcdefghijklmnopqrstuvwxyz0123",
+    'api_key = "abcd1234abcd1234"', "-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabc\n-----END RSA PRIVATE KEY-----", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmN"])
+def test_J14_what_is_a_secret_is_masked(planted: None, text: str):
+    clean = masked(text)
+    assert MASK in clean and masked(clean) == clean
+    for secret in (SECRET, "T0123456789abc", "open-sesame-7", "AKIAIOSFODNN7", "topsecret", "hunter2", "abcdefgh", "p4ssw0rd", "0123456789", "abcd1234", "MIIE", "eyJ"):
+        assert secret not in clean
+
+
+@pytest.mark.parametrize("text", [
+    "pretrain 12/120 loss 3.21 · 9,120 tok/s · 01:20 left", "tokenizer: learning 2,048 entries from 1.9 MB", "http://127.0.0.1:5311/#/models/tiny/versions/3",
+    "data/tokenizer/tokenizer.json is damaged: sha256 388e4975c245a858… found", "max_new_tokens: 1000", 'eos_token: "<|endoftext|>"', "Basic understanding of tokens",
+    "房间很干净，密码: 无", "tokens = tokenizer.encode(text)", "train-zh.bin: sha256 388e4975c245a858802b5065fc1542473e647f5bae942fa3787ed51f65771d90"])
+def test_ordinary_words_stay(planted: None, text: str):
+    assert masked(text) == text
+
+
+def test_what_is_committed_stays_as_it_is():
+    """A false alarm would change the copy of a good settings file."""
+    for name in ("params.yaml", "dvc.yaml", "sources.yaml", "versions.yaml", "requirements.lock", "components/chain.py", "README.md"):
+        text = (ROOT / name).read_text()
+        assert masked(text) == text, name
+
+
+def test_variables_that_hold_no_secret_are_not_taken_for_one():
+    held = {"TOKENIZERS_PARALLELISM": "false-or-true", "HF_TOKEN_PATH": "where-it-lies", "SSH_AUTH_SOCK": "/tmp/agent.123", "GOOGLE_APPLICATION_CREDENTIALS": "/etc/key.json", "API_TOKEN": "short"}
+    assert masking.secret_values(held) == []
+
+
+def test_J14_the_uncommitted_difference_holds_no_secret(planted: None, tmp_path: Path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "notes.md").write_text("steps: 5\n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-qm", "x"], check=True)
+    (tmp_path / "notes.md").write_text(f"steps: 6\nAPI_TOKEN=abcd1234abcd1234\n{SECRET}\n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9s\n")
+    difference = lineage.git_state(tmp_path)[1]
+    assert b"+steps: 6" in difference and b"+caf\xe9s" in difference
+    assert b"abcd1234" not in difference and SECRET.encode() not in difference and MASK.encode() in difference
+
+
+def test_J14_the_words_of_a_failed_stage_hold_no_secret(planted: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any):
+    def fail(*_: Any) -> None:
+        raise RuntimeError(f"403 with {SECRET}")
+
+    monkeypatch.setattr(chain, "run_stage", fail)
+    outcome = chain.attempt(chain.BY_NAME["clean"], Layout(root=tmp_path))
+    assert outcome["message"] == f"RuntimeError: 403 with {MASK}"
+    shown = capfd.readouterr().err
+    assert "Traceback" in shown and SECRET not in shown
+
+
+def test_J14_errors_go_on_without_a_secret_and_with_their_kind(planted: None):
+    with pytest.raises(UserError, match=r"refused \*{8}"), masking.kept_from_errors():
+        raise UserError(f"refused {SECRET}")
+    with pytest.raises(RuntimeError, match=r"^ValueError: refused \*{8}$") as caught, masking.kept_from_errors():
+        raise ValueError(f"refused {SECRET}")
+    assert caught.value.__suppress_context__, "the traceback shows no other"
+    with pytest.raises(ValueError, match="plain"), masking.kept_from_errors():
+        raise ValueError("plain")
+
+
+def test_J14_settings_among_the_artifacts_hold_no_secret(planted: None, tmp_path: Path):
+    layout = Layout(root=tmp_path / "checkout")
+    layout.params.parent.mkdir()
+    layout.params.write_text(f"corpus:\n  source: https://me:p4ssw0rd@example.org/x\n  note: {SECRET}\n")
+    lineage.gather(tmp_path / "run", layout, b"", {})
+    kept = (tmp_path / "run" / "settings" / "params.yaml").read_text()
+    assert "p4ssw0rd" not in kept and SECRET not in kept and "example.org" in kept
