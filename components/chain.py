@@ -89,7 +89,7 @@ STAGES = (
 BY_NAME = {stage.name: stage for stage in STAGES}
 
 # Plumbing that changes how bytes are carried, not which bytes: formats carry versions of their own.
-NOT_RESULTS = {"config", "layout", "files", "tracking", "chain", "errors", "reporting"}
+NOT_RESULTS = {"config", "layout", "files", "tracking", "chain", "errors", "locks", "reporting"}
 
 
 def code_of(stage: Stage, root: Path = ROOT) -> list[str]:
@@ -233,24 +233,29 @@ def run_stage(stage: Stage, layout: Layout, config: Config | None = None, module
     """
     from components.operations import unclean
 
-    with files.lock(layout.stage_lock, what=f"a stage (wanted: {stage.name})", wait_s=5):
+    with files.lock(layout.stage_lock, what=f"a stage (wanted: {stage.name})", wait_s=5) as fence:
         marker = unclean.mark(layout, "stage", stage=stage.name)
         try:
-            return _run_locked(stage, layout, config or load(layout.params), module)
+            return _run_locked(stage, layout, config or load(layout.params), module, fence)
+        except OSError:
+            fence()  # whoever took the lock away has removed our folders
+            raise
         finally:
             marker.unlink(missing_ok=True)
 
 
-def _run_locked(stage: Stage, layout: Layout, config: Config, module: Any) -> Report:
+def _run_locked(stage: Stage, layout: Layout, config: Config, module: Any, fence: Callable[[], None]) -> Report:
     check_versions([stage], layout)
     for dep in stage.deps:
         files.verify_manifest(layout.out(dep))
     code = code_of(stage, layout.root)
     before = fingerprint(stage, config, layout, code)
     key = files.sha256_bytes(files.canonical_json(before).encode())[:16]
-    staged = {out: layout.partial / out.replace("/", "-") for out in stage.outs}
-    for folder in staged.values():
-        shutil.rmtree(folder, ignore_errors=True)
+    # folders of this process alone: one that was stopped and lost its lock must not write into ours (G4)
+    staged = {out: layout.partial / f"{out.replace('/', '-')}.{os.getpid()}" for out in stage.outs}
+    for out, folder in staged.items():
+        for left in layout.partial.glob(f"{out.replace('/', '-')}.*"):
+            shutil.rmtree(left, ignore_errors=True)
         folder.mkdir(parents=True)
     work = layout.work_root / stage.name / key
     run: Callable[[Config, Layout], Report] = (module or importlib.import_module(stage.module)).run
@@ -260,6 +265,7 @@ def _run_locked(stage: Stage, layout: Layout, config: Config, module: Any) -> Re
         if changed:
             at_fault = [p for p, h in before["code"].items() if files.sha256_file(layout.root / p) != h] or changed
             raise UserError(f"{stage.name}: {', '.join(at_fault)} changed while the stage ran, so its output has no one origin. Run again")
+        fence()
         files.write_json(staged[stage.outs[0]] / "summary.json", {"stage": stage.name, **report.as_dict()})
         for out, folder in staged.items():
             files.publish(folder, layout.out(out))

@@ -231,9 +231,10 @@ def check_files(folder: Path, expected: dict[str, str], what: str) -> None:
 # --- what there is, without importing mlflow -----------------------------------------------------
 
 def catalogue(layout: Layout) -> list[dict[str, Any]]:
-    """Every registered model by name: {"name", "corpus", "aliases", "versions": [{"version", "verdict", "reasons", "weights_sha256",
-    "created_ms", "gated", "changed", "note"}]}, newest version first. `gated`: its gate passed and, of a champion, made it so;
-    `changed`: what differs from the champion of its day, in lines; `note` says what is wrong, e.g. a champion moved by hand (H2).
+    """Every registered model by name: {"name", "corpus", "aliases", "note", "versions": [{"version", "verdict", "reasons",
+    "weights_sha256", "created_ms", "gated", "changed", "note"}]}, newest version first. `gated`: its gate passed and, of a champion,
+    made it so; `changed`: what differs from the champion of its day, in lines; `note` says what is wrong: of a version, e.g. a champion
+    moved by hand (H2), of a model, that its champion is gone (H5).
 
     Raises UserError when the server does not answer.
     """
@@ -244,11 +245,21 @@ def catalogue(layout: Layout) -> list[dict[str, Any]]:
         for name in sorted(model["name"] for model in found.get("registered_models", [])):
             versions = versions_of(url, name)
             model = registered(layout, name) or {"aliases": {}, "tags": {}}
-            models.append({"name": name, "corpus": model["tags"].get(CORPUS), "aliases": model["aliases"], "versions": [
-                _version(version, model) for version in sorted(versions, key=lambda v: -int(v["version"]))]})
+            gone = model["aliases"].get("champion") not in {str(version["version"]) for version in versions}
+            models.append({"name": name, "corpus": model["tags"].get(CORPUS), "aliases": model["aliases"], "note": champion_gone(model) if gone else None,
+                           "versions": [_version(version, model) for version in sorted(versions, key=lambda v: -int(v["version"]))]})
     except mlflow_rest.Unreachable as error:
         raise UserError(f"the MLflow server at {url} does not answer ({error}). Run: lmworks up") from None
     return models
+
+
+def champion_gone(model: dict[str, Any]) -> str | None:
+    """Why a model has no champion though it had one, and what to do; None where it never had any. No version answers to its alias."""
+    number = model["aliases"].get("champion")
+    if number is None and (why := by_hand(model)) is None:
+        return None
+    said = f"the alias champion names version {number}, which was deleted" if number else why
+    return f"{said}. lmworks rollback goes back to an earlier champion; lmworks run judges what data/ holds anew"
 
 
 def versions_of(url: str, name: str) -> list[dict[str, Any]]:
