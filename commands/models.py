@@ -59,6 +59,8 @@ def show(model: dict[str, Any], url: str, out: Console) -> None:
     from components.release import registry
 
     tables.heading(out, f"{model['name']} (corpus {model['corpus'] or 'unknown'})")
+    if model["note"]:
+        tables.paragraph(out, Text(tables.plain(model["note"]), style="bold red"), indent=tables.GAP)
     rows = []
     for version in model["versions"]:
         aliases = ", ".join(alias for alias, number in sorted(model["aliases"].items()) if number == str(version["version"]))
@@ -68,7 +70,7 @@ def show(model: dict[str, Any], url: str, out: Console) -> None:
         tables.table(out, ["version", "alias", "gate", "registered", "weights"], rows, right=(0,), flexible=1)
     else:
         tables.paragraph(out, "no version is left", indent=tables.GAP)
-    if "champion" in model["aliases"]:
+    if "champion" in model["aliases"] and not model["note"]:
         tables.fact(out, "serve it", Text(registry.serve_line(url, model["name"], inside=True)))
         tables.fact(out, "ask it", Text(registry.ask_line(model["name"])))
     out.print()

@@ -60,7 +60,7 @@ def _champion(model: dict[str, Any]) -> dict[str, Any]:
     version = next((v for v in model["versions"] if str(v["version"]) == number), None)
     told = {"name": model["name"], "version": number, "candidate": model["aliases"].get("candidate"), "weights_sha256": None, "gated": None, "note": None}
     if version is None:
-        return told | ({"note": f"the alias names version {number}, which is gone"} if number else {})
+        return told | {"note": model.get("note")}
     return told | {"weights_sha256": version["weights_sha256"], "gated": version.get("gated", version["verdict"] == "passed"), "note": version["note"]}
 
 
@@ -68,7 +68,7 @@ def _receipt(layout: Layout) -> list[dict[str, Any]]:
     from components import files
 
     try:
-        models = files.read_json(layout.receipt)["models"]
+        models = files.read_sealed(layout.receipt)["models"]
         return [{"name": name, "version": model["champion_version"], "candidate": model["version"], "gated": None, "note": None,
                  "weights_sha256": model["weights_sha256"] if model["version"] == model["champion_version"] else None}
                 for name, model in sorted(models.items())]
@@ -124,7 +124,8 @@ def show(told: dict[str, Any], out: Console) -> None:
 
 
 def _activity(told: dict[str, Any]) -> list[str]:
-    lines = [f"{words} ({told[key]})" for key, words in (("run", "a run goes on"), ("stage", "a stage works")) if told[key]]
+    lines = [told["restore"]] if told.get("restore") else []
+    lines += [f"{words} ({told[key]})" for key, words in (("run", "a run goes on"), ("stage", "a stage works")) if told[key]]
     if told["unclean"]:
         lines.append(f"{told['unclean']} run or stage was killed; the next `lmworks up` or `lmworks run` puts that in order")
     if told["unsent"]:
@@ -182,7 +183,8 @@ def _champions(told: dict[str, Any]) -> list[str | Text]:
         name = set_cell_size(tables.plain(model["name"]), width)
         if model["version"] is None:
             candidate = f"; version {model['candidate']} is candidate" if model["candidate"] else ""
-            lines.append(f"{name}  no champion{candidate}")
+            gone = Text(f"; {tables.plain(model['note'])}" if model["note"] else "", style="bold red")
+            lines.append(Text.assemble(f"{name}  no champion{candidate}", gone))
             continue
         weights = f", weights {model['weights_sha256'][:12]}" if model["weights_sha256"] else ""
         gate = {True: Text(", gated", style="green"), False: Text(f", not gated: {tables.plain(model['note'] or 'its gate said no').removeprefix('not gated: ')}", style="bold red"),

@@ -9,14 +9,24 @@ from typing import Any
 
 from components.errors import Damaged, UserError
 from components.layout import Layout
-from components.release import registry
+from components.release import promotion, registry
 
 
 def no_champion(client: Any, name: str) -> str:
-    """Why there is no champion, in one line: the criteria that the candidate failed, from its tags."""
+    """Why there is no champion, in one line: it was deleted, or the criteria that the candidate failed, from its tags."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = promotion.model_of(client, name)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # the second: no name at all
+            raise
+        return f"no model {name!r} is registered yet. Run: lmworks run"
+    if gone := registry.champion_gone(model):
+        return f"{name} has no champion: {gone}"
     candidate = registry.aliased(client, name, "candidate")
     if candidate is None:
-        return f"no model {name!r} is registered yet. Run: lmworks run"
+        return f"{name} has no champion and no candidate yet. Run: lmworks run"
     reasons = [value for key, value in sorted(candidate.tags.items()) if key.startswith(registry.REASON) and value.startswith("no: ")]
     why = "; ".join(reason.removeprefix("no: ") for reason in reasons) or "its gate has not decided yet"
     return (f"{name} has no champion: version {candidate.version} is only a candidate ({why}). Train longer or on more text and run again, "

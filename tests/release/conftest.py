@@ -6,6 +6,7 @@ import os
 
 import pytest
 from mlflow_server import start_server
+from nursery import Nursery
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,11 @@ def mlflow_url(mlflow_folder):
         os.environ["MLFLOW_TRACKING_URI"] = before
     os.killpg(server.pid, 15)
     server.wait(20)
+
+
+@pytest.fixture(scope="session")
+def nursery(mlflow_url):
+    """Forks releases and consumers that may be killed, with everything imported."""
+    forks = Nursery(mlflow_url)
+    yield forks
+    forks.close()

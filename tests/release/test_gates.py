@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 
 import checkout
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from components import files
+from components.evaluation import judging
 from components.release import card, champion, evidence, gates, lineage
 
 pytestmark = pytest.mark.code
@@ -66,6 +69,25 @@ def test_H8_pairs_are_made_by_id_and_the_verdict_repeats():
     assert found == champion.bits_differences(dict(reversed(ours.items())), theirs, config)
     estimate, low, high = found["zh"]
     assert estimate == pytest.approx(-0.1) and low == pytest.approx(-0.1) and high == pytest.approx(-0.1)
+
+
+def test_H8_at_the_very_margin_the_verdict_is_the_same_five_times_of_five(tmp_path):
+    """Both models are judged anew each time, on the documents in another order: the rule is the end of the paired interval, not a point value."""
+    config = checkout.configuration()
+    layout = checkout.make(tmp_path, config, seed=1)
+    checkout.write_model(tmp_path / "theirs", seed=2)
+    documents = pq.read_table(layout.clean / "test.parquet", columns=["id", "text", "language"]).to_pylist()
+
+    def intervals(round_: int) -> dict:
+        random.Random(round_).shuffle(documents)
+        judged = [champion.rows_of(judging.judge_base(folder / "model", documents, config), "base") for folder in (layout.pretrained, tmp_path / "theirs")]
+        return champion.bits_differences(*judged, config)
+
+    found = [intervals(round_) for round_ in range(5)]
+    assert all(interval == found[0] for interval in found) and found[0]["zh"][1] < found[0]["zh"][2]
+    margin = max(gates.BITS.worst(interval) for interval in found[0].values())
+    assert [gates.not_worse(gates.BITS, interval, margin, "1").passed for interval in found] == [True] * 5
+    assert [gates.not_worse(gates.BITS, interval, math.nextafter(margin, -1), "1").passed for interval in found] == [False] * 5
 
 
 def test_only_the_applications_own_metric_is_compared():

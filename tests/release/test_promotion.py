@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import subprocess
-import sys
-import textwrap
+import sqlite3
 import threading
 
+import mlflow
 import pytest
 
+from benchmarks.reliability import promoters
 from components import files
 from components.errors import UserError
-from components.layout import ROOT, Layout
-from components.release import contract, promotion, registry
+from components.layout import Layout
+from components.release import contract, history, promotion, registry, rollback
+from components.serving import engine
 
 pytestmark = pytest.mark.code
 
@@ -59,68 +61,137 @@ def test_H4_older_result_that_comes_last_loses(mlflow_url, tmp_path):
     assert registry.registered(layout, "late")["aliases"]["champion"] == "2"
 
 
-PROMOTER = textwrap.dedent("""
-    import os, sys
-    from pathlib import Path
-    from components.layout import Layout
-    from components.release import promotion, registry
-    name, first = sys.argv[2], int(sys.argv[3])
-    layout = Layout(root=Path(sys.argv[1]))
-    client = registry.client(layout)
-    for version in (first, first + 4, first):
-        mine = int(client.get_model_version(name, str(version)).tags["score"])
+def test_G5_eight_promoters_that_are_killed_at_random_never_leave_an_illegal_alias(mlflow_url, tmp_path):
+    found = promoters.race(Layout(root=tmp_path), rounds=3, seed=20)
+    counts = found["counts"]
+    assert found["met"], found
+    assert counts["rounds"] == 24 and counts["versions"] == 24 and counts["reads"] >= 150 and counts["moves"] >= 2
+    assert counts["kills_at_fail_points"] >= 3 and counts["kills_at_random_moments"] >= 3
+
+
+# --- a version is deleted meanwhile --------------------------------------------------------------
+
+def test_G6_a_version_that_is_deleted_while_it_is_judged_or_moved_to_leaves_the_champion_alone(mlflow_url, tmp_path, monkeypatch):
+    layout = Layout(root=tmp_path)
+    client = a_model(layout, "doomed", 4)
+    assert promotion.promote(client, "doomed", "1", layout, better(client, "doomed", "1"))[0]
+    before = registry.registered(layout, "doomed")
+
+    def deleting_judge(_champion):
+        client.delete_model_version("doomed", "2")
+        client.set_model_version_tag("doomed", "2", registry.VERDICT, "passed")  # as a release writes its verdict
+        return True, "better"
+
+    with pytest.raises(UserError, match="doomed: version 2 was deleted from the registry before it could be champion; the champion is as it was.*lmworks models doomed"):
+        promotion.promote(client, "doomed", "2", layout, deleting_judge)
+    assert registry.registered(layout, "doomed") == before
+
+    move = mlflow.MlflowClient.set_registered_model_alias
+
+    def too_late(self, name, alias, version):  # deleted after the history was written
+        client.delete_model_version(name, version)
+        move(self, name, alias, version)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "set_registered_model_alias", too_late)
+        with pytest.raises(UserError, match="version 3 was deleted"):
+            promotion.promote(client, "doomed", "3", layout, lambda _champion: (True, "better"))
+    model = registry.registered(layout, "doomed")
+    assert model["aliases"] == {"champion": "1"} and history.by_hand(model) is None and len(history.history(model)) == 1
+    assert promotion.promote(client, "doomed", "4", layout, better(client, "doomed", "4"))[0]
+    model = registry.registered(layout, "doomed")
+    assert [(move["from"], move["to"]) for move in history.history(model)] == [(None, "1"), ("1", "4")] and history.unmade(model) == []
+
+
+def test_G6_an_alias_that_the_server_left_at_a_deleted_version_is_put_back_or_passed_over(mlflow_url, mlflow_folder, tmp_path, monkeypatch):
+    layout = Layout(root=tmp_path)
+    client = a_model(layout, "dangling", 4)
+    assert promotion.promote(client, "dangling", "1", layout, better(client, "dangling", "1"))[0]
+    move = mlflow.MlflowClient.set_registered_model_alias
+
+    def deleted_between(self, name, alias, version):
+        """MLflow looks whether the version is there, somebody deletes it, MLflow writes the alias."""
+        move(self, name, alias, version)
+        if version == "2":
+            client.delete_model_version(name, version)
+            with contextlib.closing(sqlite3.connect(mlflow_folder / "mlflow.db", timeout=20)) as database, database:
+                database.execute("INSERT INTO registered_model_aliases (name, alias, version, workspace) VALUES (?, ?, 2, 'default')", (name, alias))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "set_registered_model_alias", deleted_between)
+        with pytest.raises(UserError, match="version 2 was deleted"):
+            promotion.promote(client, "dangling", "2", layout, better(client, "dangling", "2"))
+        assert registry.registered(layout, "dangling")["aliases"] == {"champion": "1"}
+
+    client.delete_model_version("dangling", "3")  # so late that nobody of ours sees it
+    with contextlib.closing(sqlite3.connect(mlflow_folder / "mlflow.db", timeout=20)) as database, database:
+        database.execute("UPDATE registered_model_aliases SET version = 3 WHERE name = 'dangling' AND alias = 'champion'")
+    entry = next(model for model in registry.catalogue(layout) if model["name"] == "dangling")
+    assert entry["note"].startswith("the alias champion names version 3, which was deleted")
+    with pytest.raises(UserError, match="dangling has no champion: the alias champion names version 3, which was deleted. lmworks rollback"):
+        engine.chosen(client, "dangling", None)
+    assert promotion.promote(client, "dangling", "4", layout, better(client, "dangling", "4"))[0]
+    assert registry.aliased(client, "dangling", "champion").version == "4"
+
+
+def test_G6_promoting_and_deleting_at_once_ends_with_one_winner(mlflow_url, tmp_path):
+    layout = Layout(root=tmp_path)
+    client = a_model(layout, "both", 9)
+    assert promotion.promote(client, "both", "1", layout, better(client, "both", "1"))[0]
+    outcomes = []
+    for number in range(2, 9):
+        deleter = threading.Timer(0.01 * (number - 2), client.delete_model_version, ("both", str(number)))
+        deleter.start()
         try:
-            promotion.promote(client, name, str(version), layout, lambda champion: (champion is None or mine >= int(champion.tags["score"]), "score"))
-        except Exception as error:
-            print(type(error).__name__, error); raise
-""")
+            outcomes.append(promotion.promote(client, "both", str(number), layout, lambda _champion: (True, "better"))[0])
+        except UserError as error:
+            assert f"both: version {number} was deleted from the registry before it could be champion" in str(error)
+            outcomes.append(False)
+        deleter.join()
+        champion = registry.registered(layout, "both")["aliases"].get("champion")
+        assert champion is None or int(champion) < number or outcomes[-1], "the deleted one is champion, and its promoter was told no"
+    assert promotion.promote(client, "both", "9", layout, better(client, "both", "9"))[0]
+    assert registry.aliased(client, "both", "champion").version == "9"
 
 
-def test_G5_concurrent_promoters_end_with_the_best_and_never_step_down(mlflow_url, tmp_path):
+def test_H4_a_champion_that_was_another_one_in_between_is_judged_against_again(mlflow_url, tmp_path):
     layout = Layout(root=tmp_path)
-    client = a_model(layout, "race", 8)
-    promoters = [subprocess.Popen([sys.executable, "-c", PROMOTER, str(tmp_path), "race", str(n)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-                 for n in (1, 2, 3, 4)]
-    failures = []
-    done = threading.Event()
+    client = a_model(layout, "between", 3)
+    assert promotion.promote(client, "between", "1", layout, better(client, "between", "1"))[0]
+    judged = []
 
-    def reader():
-        best = -1
-        while not done.wait(0.02):
-            version = registry.registered(layout, "race")["aliases"].get("champion")
-            if version is not None:
-                if int(version) < best:
-                    failures.append((best, version))
-                best = int(version)
+    def judge(champion):
+        judged.append(champion.version)
+        if len(judged) == 1:  # there and back again: the alias is where it was, but somebody decided meanwhile
+            for number in ("3", "1"):
+                with files.lock(layout.promotion_lock, what="a promotion"):
+                    promotion.move_champion(client, "between", promotion.model_of(client, "between"), to=number, why="rollback: by a person")
+        return True, "better"
 
-    watcher = threading.Thread(target=reader)
-    watcher.start()
-    outputs = [p.communicate(timeout=120)[0] for p in promoters]
-    done.set()
-    watcher.join()
-    assert all(p.returncode == 0 for p in promoters), outputs
-    assert not failures and registry.aliased(client, "race", "champion").version == "8"
-    moves = registry.history(registry.registered(layout, "race"))
-    assert [m["from"] for m in moves[1:]] == [m["to"] for m in moves[:-1]] and moves[-1]["to"] == "8"
-    assert [int(m["to"]) for m in moves] == sorted({int(m["to"]) for m in moves})
+    assert promotion.promote(client, "between", "2", layout, judge)[0] and judged == ["1", "1"]
 
 
-def test_H2_champion_moved_by_hand_is_flagged_and_not_asked(mlflow_url, tmp_path):
-    from components.serving import engine
+def test_H2_champion_moved_by_hand_is_flagged_and_not_asked(mlflow_url, tmp_path, monkeypatch):
+    from commands import imports
+    from components.operations import services
 
+    monkeypatch.setattr(services, "ensure", lambda *_args, **_more: {})
     layout = Layout(root=tmp_path)
-    client = a_model(layout, "byhand", 1)
-    client.set_model_version_tag("byhand", "1", registry.VERDICT, "failed")
+    client = a_model(layout, "byhand", 2)
+    for number in ("1", "2"):
+        client.set_model_version_tag("byhand", number, registry.VERDICT, "failed")
     client.set_registered_model_alias("byhand", "champion", "1")
     entry = next(model for model in registry.catalogue(layout) if model["name"] == "byhand")
-    assert "by hand" in entry["versions"][0]["note"]
+    assert "by hand" in entry["versions"][1]["note"] and not entry["versions"][1]["gated"] and entry["note"] is None
     with pytest.raises(UserError, match="moved it by hand"):
         engine.chosen(client, "byhand", None)
+    with pytest.raises(UserError, match="moved it by hand"):
+        imports.bring_in("models:/byhand@champion", layout)
+    with pytest.raises(UserError, match="version 2 was never made champion by its gate"):
+        rollback.roll_back(layout, "byhand", to="2")
 
 
 def test_without_champion_the_failed_criterion_is_named(mlflow_url, tmp_path):
-    from components.serving import engine
-
     layout = Layout(root=tmp_path)
     client = a_model(layout, "waiting", 1)
     client.set_registered_model_alias("waiting", "candidate", "1")

@@ -77,33 +77,6 @@ def test_C7_releasing_again_changes_nothing(first):
     assert len(client.search_logged_models([lineage.experiment_id(client, "first")])) == 2
 
 
-@pytest.mark.parametrize("moment", ["create_model_version", "set_registered_model_alias", "set_registered_model_tag"])
-def test_C7_a_kill_at_any_moment_leaves_no_second_version(mlflow_url, tmp_path, monkeypatch, moment):
-    import mlflow
-
-    config = checkout.configuration(name=f"killed-{moment[-5:]}")
-    layout = checkout.make(tmp_path, config)
-
-    class Killed(BaseException):
-        pass
-
-    def kill(*_args, **_kwargs):
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(mlflow.MlflowClient, moment, kill)
-        with pytest.raises(Killed):
-            quietly(config, layout)
-    model = registry.registered(layout, config.name)
-    assert model is None or "champion" not in model["aliases"]
-    assert not releasing.receipt_current(config, layout)
-    decisions, _ = quietly(config, layout)
-    assert [d.version for d in decisions] == ["1", "1"] and all(d.promoted for d in decisions)
-    client = registry.client(layout)
-    logged = client.search_logged_models([lineage.experiment_id(client, config.name)])
-    assert len(logged) == 2
-
-
 def test_receipt_holds_until_anything_differs(first, monkeypatch):
     config, layout, decisions, client = first
     assert releasing.receipt_current(config, layout)

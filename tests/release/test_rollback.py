@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import checkout
 import mlflow
 import pytest
 
+from commands import display
 from components.errors import Busy, Damaged, UserError
 from components.release import history, registry, rollback
 from components.release import release as releasing
@@ -200,3 +202,64 @@ def test_C7_a_champion_that_is_refused_is_registered_again_by_an_unchanged_run(t
     assert not releasing.receipt_current(config, layout)
     _, instruct = released(config, layout)
     assert instruct.promoted and instruct.version == "4"
+
+
+def test_G8_two_consumers_that_load_while_the_alias_moves_each_answer_from_one_whole_version(three, nursery):
+    _, layout, client = three
+    prompt, before = "The king", champion(layout, "back")
+    each = nursery.ask([{"do": "consume", "uri": f"models:/back/{number}", "times": 1, "prompt": prompt} for number in (1, 2, 3)])
+    expected = {answer["told"][0]["version"]: answer["told"][0] for answer in each}
+    assert len({told["weights_sha256"] for told in expected.values()}) == 3
+    over = threading.Event()
+    moves = []
+
+    def move():
+        while not over.wait(0.03):
+            moves.append(str(1 + len(moves) % 3))
+            client.set_registered_model_alias("back", "champion", moves[-1])
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        consumers = nursery.ask([{"do": "consume", "uri": "models:/back@champion", "times": 4, "prompt": prompt}] * 2)
+        ours = engine.answer(layout, "back", [prompt], {"max_new_tokens": 12, "seed": 3})
+    finally:
+        over.set()
+        mover.join()
+        client.set_registered_model_alias("back", "champion", before)
+    loads = [load for consumer in consumers for load in consumer["told"]]
+    assert len(loads) == 8 and len(moves) > 10
+    for load in loads:
+        assert load == expected[load["version"]], "a version that is no one's whole"
+    assert ours["texts"] == [expected[ours["version"]]["text"]]
+
+
+def test_H5_a_champion_that_was_deleted_is_told_and_gone_back_from_and_the_next_run_goes_on(three, capsys):
+    from commands import models as command
+
+    config, layout, client = three
+    name = "back-instruct"
+    released(config, layout)
+    gone = champion(layout, name)
+    loaded = mlflow.pyfunc.load_model(f"models:/{name}@champion")
+    answer = loaded.predict(["房间"], params={"max_new_tokens": 4, "seed": 1})
+    client.delete_model_version(name, gone)
+    assert champion(layout, name) is None
+    assert loaded.predict(["房间"], params={"max_new_tokens": 4, "seed": 1}) == answer, "who serves it keeps it"
+
+    model = next(model for model in registry.catalogue(layout) if model["name"] == name)
+    assert f"its version was deleted: the last recorded promotion is of version {gone}. lmworks rollback" in model["note"]
+    command.show(model, registry.address(layout), display.console())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the alias champion was removed by hand, or its version was deleted" in shown and "serve it" not in shown
+    with pytest.raises(UserError, match=f"{name} has no champion: the alias champion was removed by hand, or its version was deleted"):
+        engine.answer(layout, name, ["房间"], {})
+    with pytest.raises(UserError, match=f"version {gone} was deleted from the registry"):
+        rollback.roll_back(layout, name, to=gone)
+
+    assert not releasing.receipt_current(config, layout)
+    _, instruct = released(config, layout)
+    assert instruct.promoted and int(instruct.version) > int(gone)
+    move = history.history(registry.registered(layout, name))[-1]
+    assert (move["from"], move["to"]) == (None, instruct.version)
+    assert rollback.roll_back(layout, name).to not in (gone, instruct.version)
