@@ -13,6 +13,8 @@ from components.errors import UserError
 from components.layout import Layout
 from components.operations import healing, lock_file, staleness
 
+READ_BY_MLFLOW = ("MLmodel", "model_file.py", "requirements.txt")  # its words, not ours
+
 
 def of_chain(layout: Layout) -> list[Kind]:
     """The kinds of a checkout in which the chain has run. Its servers may be down."""
@@ -102,8 +104,8 @@ def of_stored_models(layout: Layout) -> list[Kind]:
                 mlflow.pyfunc.load_model(str(folder))
             except MlflowException as error:
                 return REFUSED if "refused" in str(error) or path.name in str(error) else f"{MISSED}: {error}"
-            except Exception as error:  # noqa: BLE001 - MLmodel or the code file itself cannot be read any more: nothing was loaded
-                return REFUSED if path.name in ("MLmodel", "model_file.py") else f"{MISSED}: {type(error).__name__}: {error}"
+            except Exception as error:  # noqa: BLE001 - what MLflow reads before our code runs cannot be read any more: nothing was loaded
+                return REFUSED if path.name in READ_BY_MLFLOW else f"{MISSED}: {type(error).__name__}: {error}"
         return AS_WRITTEN
 
     def verified(path: Path) -> str:
