@@ -28,7 +28,7 @@ from components.release import imported, loader
 from components.stages import fetch
 from components.training import model
 
-GOAL = "0 of 20 and more hostile files executed at any door that opens something; 0 unpicklings outside of pipes in a whole chain (import hook)"
+GOAL = "0 of 20 and more hostile files executed at any door that opens something; 0 unpicklings of anything from a file, a database or the network in a whole chain (import hook)"
 COUNT = len(hostile_files.ALL)  # fewer: as many drawn by the seed, and no chain
 TEXTS = ["To be, or not to be, that is the question.", "房间很干净，服务员很热情，下次还会来。", "这个酒店的早餐不好吃，价格也贵。"] * 8
 CHAIN = (("use", "smoke"), ("up",), ("run",), ("generate", "The king", "--version", "1"), ("models",), ("status",), ("verify",), ("why",), ("doctor",), ("run",), ("down",))
@@ -182,7 +182,7 @@ def measure(count: int, seed: int) -> dict[str, Any]:
     repeats: list[dict[str, Any]] = answers
     if count >= COUNT:
         chain = watched_chain()
-        counts |= {"unpickled_outside_pipes": sum(chain["elsewhere"].values()), "unpickled_in_pipes": chain["in_pipes"]}
+        counts |= {"unpickled_from_files": sum(chain["elsewhere"].values()), "unpickled_inside_processes": sum(chain["inside"].values())}
         repeats = [*answers, chain]
-    met = not counts["executed"] and not counts["unclear_answers"] and not counts.get("unpickled_outside_pipes")
+    met = not counts["executed"] and not counts["unclear_answers"] and not counts.get("unpickled_from_files")
     return {"counts": counts, "repeats": repeats, "met": met}

@@ -113,7 +113,7 @@ def live(planted: Planted, rng: random.Random) -> None:
     root, python = planted.root, str(planted.root / ".venv" / "bin" / "python")
     planted.lmworks("use", "smoke")
     in_settings, in_path, typed = "ghp_" + word(rng, 36), word(rng), word(rng)
-    planted.secrets |= {"settings: a token": in_settings, "settings: a password in an address": in_path, "command line: --why": typed}
+    planted.secrets |= {"settings: a token": in_settings, "settings: a password in an address": in_path, "command line: --reason": typed}
     planted.lmworks("use", "smoke", "--set", f"corpus.text_field={in_settings}", as_what="use, with a token")
     with edited(root / "params.yaml", "records: embedded", f"records: https://me:{in_path}@data.example.org/records.jsonl"):
         planted.lmworks("run", as_what="run, with a password in the settings")
@@ -126,7 +126,7 @@ def live(planted: Planted, rng: random.Random) -> None:
     os.killpg(killed.pid, signal.SIGKILL)
     planted.printed += killed.communicate()[0]
     planted.lmworks("run")
-    planted.lmworks("rollback", "smoke", "--why", f"its token={typed} was wrong")
+    planted.lmworks("accept", "evaluate", "--reason", f"its token={typed} was wrong")
     planted.lmworks("generate", "The king", "--version", "1")
     for command in ("models", "runs", "status", "verify", "doctor"):
         planted.lmworks(command)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 LOG = ".unpickled.jsonl"
-# processes of one pool, or a parent and its child, pass values through a pipe that nobody else can write to
-PIPES = ("multiprocessing/", "concurrent/futures/process.py", "subprocess.py")
+# processes of one pool, or a parent and its child, pass values through a pipe that nobody else can write to; Prefect's server passes its own
+# background work through a queue in its own memory (environment.FIXED sees to it that the queue is no Redis)
+INSIDE = ("multiprocessing/", "concurrent/futures/process.py", "subprocess.py", "docket/")
 
 HOOK = '''"""Writes down every unpickling: what was called, by which process, from where."""
 import json, os, pickle, sys
@@ -94,13 +95,14 @@ def noted(root: Path) -> list[dict[str, Any]]:
 
 
 def summary(root: Path) -> dict[str, Any]:
-    """{"elsewhere": what was unpickled outside of pipes, by call and by who called; "in_pipes": how often}."""
+    """{"elsewhere": what was unpickled that came from a file, a database or another machine, by call and by who called; "inside": the
+    other unpicklings, by library}."""
     elsewhere: Counter[str] = Counter()
-    in_pipes = 0
+    inside: Counter[str] = Counter()
     for entry in noted(root):
         stack = [frame.replace(f"{root}/", "") for frame in entry["stack"]]
-        if any(pipe in frame for frame in stack[:3] for pipe in PIPES):
-            in_pipes += 1
+        if own := next((pipe for frame in stack[:3] for pipe in INSIDE if pipe in frame), None):
+            inside[own] += 1
         else:
             elsewhere[f"{entry['what']} from {' < '.join(frame.rpartition(':')[0] for frame in stack[:4])}"] += 1
-    return {"elsewhere": dict(elsewhere.most_common()), "in_pipes": in_pipes}
+    return {"elsewhere": dict(elsewhere.most_common()), "inside": dict(inside)}

@@ -127,7 +127,7 @@ def test_ten_rows_stand_beside_their_expectation_and_the_page_says_how_many_more
 
 # --- how it is read ------------------------------------------------------------------------------
 
-def test_nothing_comes_alive_and_no_link_leads_outside():
+def test_J12_nothing_comes_alive_and_no_link_leads_outside():
     html = validation_page.render(EVERYTHING)
     read = Page(html)
     read.check()

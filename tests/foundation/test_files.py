@@ -66,7 +66,7 @@ def test_publish_replaces_a_folder_whole(tmp_path: Path):
     assert not list(tmp_path.glob("*.old"))
 
 
-def test_J15_atomic_write_leaves_no_partial_and_explains_a_refusal(tmp_path: Path):
+def test_atomic_write_leaves_no_partial_and_explains_a_refusal(tmp_path: Path):
     path = tmp_path / "x" / "y.json"
     files.write_json(path, {"b": 1, "a": "中"})
     assert path.read_text() == '{\n "a": "中",\n "b": 1\n}\n'

@@ -108,7 +108,7 @@ def test_a_near_duplicate_stands_beside_what_stayed_the_held_out_ones_first(layo
     assert [lang for text, lang in read.cells if text == SENTENCE.format(25)] == [{"class": "t", "lang": "zh"}]
 
 
-def test_nothing_comes_alive_no_link_is_dead_and_the_picture_has_a_name(layout):
+def test_J12_nothing_comes_alive_no_link_is_dead_and_the_picture_has_a_name(layout):
     html = data_page.render(layout)
     read = Page(html)
     read.check()

@@ -53,6 +53,7 @@ def released(tmp_path_factory: pytest.TempPathFactory, mlflow_url: str) -> Layou
     return layout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a loader of its own", "another model file", "a pickle", "compiled code"])
 def test_J2_a_version_that_brings_code_is_refused_even_where_its_tag_fits(released: Layout, mlflow_folder: Path, tmp_path: Path, damage: str):
     """Whoever may write to the server can write the tag as well as the files."""
@@ -88,6 +89,7 @@ def test_J2_a_version_that_brings_code_is_refused_even_where_its_tag_fits(releas
     assert not marker.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["http://169.254.169.254/latest", "gopher://127.0.0.1:9/x", "file:///etc", "/etc", "models:/other/1", "runs:/x/model", "models:/m-1/../../x"])
 def test_J5_J6_a_version_whose_files_lie_elsewhere_is_not_fetched(released: Layout, monkeypatch: pytest.MonkeyPatch, source: str):
     client = registry.client(released)
