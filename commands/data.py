@@ -10,9 +10,11 @@ from typing import Annotated
 
 import typer
 
+from components import config as settings
 from components.chain import BY_NAME
 from components.errors import UserError
 from components.layout import Layout
+from components.masking import masked
 
 
 def _known(stage: str) -> None:
@@ -29,7 +31,9 @@ def why(
 
     if stage:
         _known(stage)
-    reasons = stale(Layout())
+    layout = Layout()
+    settings.load(layout.params)  # a stage would refuse settings that do not fit, so they are told here too
+    reasons = stale(layout)
     shown = {name: reasons.get(name, []) for name in ([stage] if stage else BY_NAME)}
     if as_json:
         typer.echo(json.dumps(shown, ensure_ascii=False, indent=1))
@@ -56,6 +60,7 @@ def accept(
     if not reason.strip():
         raise UserError("--reason is empty: say in a sentence why the change does not matter")
     layout = Layout()
+    settings.load(layout.params)
     with files.lock(layout.run_lock, what="lmworks run"):
         for out in BY_NAME[stage].outs:
             files.verify_manifest(layout.out(out))
@@ -63,7 +68,7 @@ def accept(
     if done.returncode:
         raise UserError(f"dvc commit {stage} failed: {done.stderr.strip()}")
     layout.state.mkdir(exist_ok=True)
-    entry = json.dumps({"stage": stage, "reason": reason, "when": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, ensure_ascii=False)
+    entry = json.dumps({"stage": stage, "reason": masked(reason), "when": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, ensure_ascii=False)
     with open(layout.state / "accepted.jsonl", "a") as log:
         log.write(entry + "\n")
     typer.echo(entry if as_json else f"{stage}: its outputs stand; dvc.lock now names the present code and settings. Commit dvc.lock with your reason")

@@ -25,8 +25,10 @@ from commands import (
     verify,
 )
 from commands.doctor import doctor
+from components import storage
 from components.errors import UserError
 from components.layout import ROOT
+from components.masking import masked
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -79,18 +81,19 @@ def check_checkout() -> None:
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done (a gate's no included), 1 failed, 2 your input, 3 data blocked, 4 damaged, 75 busy, 130 stopped."""
+    """Entry point. Exit codes: 0 done (a gate's no included), 1 failed, 2 your input, 3 data blocked, 4 damaged, 5 done but Prefect does not know, 75 busy, 130 and 143 stopped."""
     color = False if os.environ.get("NO_COLOR") else None  # rich looks for itself, click does not; None: a terminal has colours
     try:
         check_checkout()
         app(prog_name="lmworks", color=color)  # usage errors, --help and a broken pipe end in there
     except UserError as error:
         typer.secho("lmworks: ", fg="red", bold=True, nl=False, err=True, color=color)
-        typer.echo(str(error), err=True)
+        typer.echo(masked(str(error)), err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         typer.secho("lmworks: ", fg="red", bold=True, nl=False, err=True, color=color)
-        typer.echo(f"{error.filename or 'this checkout'}: {error.strerror or error}. Mend it, then run the same command again", err=True)
+        words = storage.said(error, ROOT)
+        typer.echo(words or f"{error.filename or 'this checkout'}: {error.strerror or error}. Mend it, then run the same command again", err=True)
         sys.exit(1)
 
 

@@ -6,24 +6,25 @@ import contextlib
 import difflib
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from components import config as settings
 from components import files
 from components.errors import UserError
 from components.layout import Layout
+from components.plain_yaml import NOT_YAML, parse_yaml
 
 
 def slug(path: Path) -> str:
     """A model name from a folder's or file's name; names without Latin letters keep a short hash of their own."""
     stem = path.resolve().name.split(".")[0]
     text = re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-_")[:48]
-    return text or f"corpus-{hashlib.sha256(stem.encode()).hexdigest()[:6]}"
+    return text or f"corpus-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:6]}"
 
 
 def parse_set(assignments: list[str]) -> dict[str, Any]:
@@ -32,11 +33,11 @@ def parse_set(assignments: list[str]) -> dict[str, Any]:
     for text in assignments:
         key, sign, value = text.partition("=")
         if not sign or not key:
-            raise UserError(f"--set {text!r}: KEY=VALUE was expected, e.g. --set training.steps=200")
+            raise UserError(f"--set {text[:80]!r}: KEY=VALUE was expected, e.g. --set training.steps=200")
         try:
-            flat[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {text!r}: {value!r} is not a YAML value ({' '.join(str(error).split())})") from error
+            flat[key.strip()] = parse_yaml(value)
+        except NOT_YAML as error:
+            raise UserError(f"--set {key}=…: what stands behind = is not a YAML value ({' '.join(str(error).split())[:200]})") from error
     return flat
 
 
@@ -61,10 +62,7 @@ def present(layout: Layout) -> dict[str, Any]:
     """The settings of params.yaml as dotted keys, complete or not. Raises UserError."""
     if not layout.params.exists():
         raise UserError(f"no params.yaml in {layout.root}. Run: lmworks use tiny")
-    tree = files.load_yaml(layout.params) or {}
-    if not isinstance(tree, dict):
-        raise UserError(f"params.yaml: a mapping of settings was expected, found {type(tree).__name__}. Run: lmworks use tiny")
-    return settings.flatten(tree)
+    return settings.read(layout.params, mend="Run: lmworks use tiny")
 
 
 def upgrade(layout: Layout) -> list[str]:

@@ -32,6 +32,7 @@ import difflib
 import importlib
 import importlib.metadata
 import os
+import reprlib
 import shutil
 import time
 import traceback
@@ -41,9 +42,9 @@ from typing import Any
 
 import yaml
 
-from components import files
+from components import failpoints, files, masking, storage
 from components.config import Config, load
-from components.errors import Blocked, UserError
+from components.errors import Blocked, Damaged, UserError
 from components.layout import Layout
 from components.reporting import Report, say, stop
 
@@ -83,13 +84,13 @@ STAGES = (
           params=("seed", "finetuning", "training.precision", "training.device", "training.threads", "training.clip_norm"),
           versions=("torch", "safetensors", "tokenizers", "transformers"), metrics=("finetuned/metrics.json",)),
     Stage(name="evaluate", deps=("clean", "tokens", "tokenizer", "pretrained", "finetuned"), outs=("evaluation",),
-          params=("seed", "evaluation", "finetuning.applications", "finetuning.max_row_tokens"),
+          params=("name", "seed", "evaluation", "finetuning.applications", "finetuning.max_row_tokens"),  # the name: it stands in the report
           versions=("torch", "numpy", "scikit-learn", "tokenizers", "transformers"), metrics=("evaluation/metrics.json",)),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
 
 # Plumbing that changes how bytes are carried, not which bytes: formats carry versions of their own.
-NOT_RESULTS = {"config", "layout", "files", "tracking", "chain", "errors", "locks", "reporting"}
+NOT_RESULTS = {"config", "layout", "files", "tracking", "chain", "errors", "failpoints", "locks", "reporting", "storage"}
 
 
 def code_of(stage: Stage, root: Path = ROOT) -> list[str]:
@@ -182,7 +183,8 @@ def wrong_versions(stage: Stage, layout: Layout) -> list[str]:
             found = importlib.metadata.version(package).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
             found = "nothing"
-        named = str(pick(wanted, package, layout.versions))
+        named = pick(wanted, package, layout.versions)
+        named = named if isinstance(named, str) else reprlib.repr(named)[:60]  # short, whatever stands there
         if found != named:
             wrong.append(f"{package} {found} is installed, versions.yaml says {named}")
     return wrong
@@ -231,11 +233,14 @@ def run_stage(stage: Stage, layout: Layout, config: Config | None = None, module
 
     Raises UserError (of any kind); then no out of the stage was written.
     """
-    from components.operations import unclean
+    from components.operations import half_restored, recorded, unclean
 
+    half_restored.refuse(layout)
+    storage.check_open_files()
     with files.lock(layout.stage_lock, what=f"a stage (wanted: {stage.name})", wait_s=5) as fence:
         marker = unclean.mark(layout, "stage", stage=stage.name)
         try:
+            recorded.drop_recorded(layout)
             return _run_locked(stage, layout, config or load(layout.params), module, fence)
         except OSError:
             fence()  # whoever took the lock away has removed our folders
@@ -245,6 +250,8 @@ def run_stage(stage: Stage, layout: Layout, config: Config | None = None, module
 
 
 def _run_locked(stage: Stage, layout: Layout, config: Config, module: Any, fence: Callable[[], None]) -> Report:
+    from components.operations import recorded
+
     check_versions([stage], layout)
     for dep in stage.deps:
         files.verify_manifest(layout.out(dep))
@@ -260,20 +267,36 @@ def _run_locked(stage: Stage, layout: Layout, config: Config, module: Any, fence
     work = layout.work_root / stage.name / key
     run: Callable[[Config, Layout], Report] = (module or importlib.import_module(stage.module)).run
     try:
-        report = run(config, Layout(root=layout.root, staged=staged, work=work))
+        failpoints.hit("stage.start", stage.name)
+        with storage.explained(layout.partial):
+            report = run(config, Layout(root=layout.root, staged=staged, work=work))
+        failpoints.hit("stage.done", stage.name)
         changed = [name for name, value in fingerprint(stage, load(layout.params), layout, code).items() if value != before[name]]
         if changed:
             at_fault = [p for p, h in before["code"].items() if files.sha256_file(layout.root / p) != h] or changed
             raise UserError(f"{stage.name}: {', '.join(at_fault)} changed while the stage ran, so its output has no one origin. Run again")
         fence()
-        files.write_json(staged[stage.outs[0]] / "summary.json", {"stage": stage.name, **report.as_dict()})
-        for out, folder in staged.items():
-            files.publish(folder, layout.out(out))
+        _check_inputs_again(stage, layout, work)
+        with storage.explained(layout.partial):
+            files.write_json(staged[stage.outs[0]] / "summary.json", {"stage": stage.name, **report.as_dict()})
+            for out, folder in staged.items():
+                files.publish(folder, layout.out(out))
+        recorded.note_published(layout, work, stage.outs)
+        failpoints.hit("stage.published", stage.name)
     finally:
         for folder in staged.values():
             shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(work, ignore_errors=True)
     return report
+
+
+def _check_inputs_again(stage: Stage, layout: Layout, work: Path) -> None:
+    """Raises Damaged for an input that was edited while the stage read it: neither its result nor its checkpoints are of verified bytes."""
+    try:
+        for dep in stage.deps:
+            files.verify_manifest(layout.out(dep))
+    except Damaged as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise Damaged(f"{stage.name}: an input changed while the stage ran, so its result is thrown away. {error}") from error
 
 
 def attempt(stage: Stage, layout: Layout) -> dict[str, Any]:
@@ -284,16 +307,19 @@ def attempt(stage: Stage, layout: Layout) -> dict[str, Any]:
         run_stage(stage, layout)
         outcome["exit_code"] = 0
     except KeyboardInterrupt:
-        outcome.update(exit_code=130, message="stopped by a signal; the next run goes on")
+        outcome.update(exit_code=stop.exit_code, message="stopped by a signal; the next run goes on")
     except UserError as error:
         outcome.update(exit_code=error.exit_code, message=str(error), blocked=isinstance(error, Blocked))
     except OSError as error:
-        outcome.update(message=f"{error.strerror or error}: {error.filename or 'a file of this stage'}. Mend it, then run again")
+        words = storage.said(error, layout.partial)
+        outcome.update(message=words or f"{error.strerror or error}: {error.filename or 'a file of this stage'}. Mend it, then run again")
     except Exception as error:  # noqa: BLE001 - a fault of ours or of a library: its traceback goes to the log, its name to the person
-        traceback.print_exc()
+        say(masking.masked(traceback.format_exc()))
         memory = isinstance(error, MemoryError) or "out of memory" in str(error)
         outcome.update(message=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                        + (". Use smaller batches (training.rows, finetuning.rows), or free memory" if memory else ""))
+    if "message" in outcome:
+        outcome["message"] = masking.masked(outcome["message"])  # it goes to Prefect and into files
     outcome["elapsed_s"] = round(time.monotonic() - started_s, 3)
     return outcome
 
@@ -314,7 +340,7 @@ def main(argv: list[str]) -> int:
     environment.apply(layout)  # a bare `dvc repro` gets the same quiet, pinned environment
     outcome = attempt(stage, layout)
     with contextlib.suppress(UserError, OSError):  # a full disk: what the stage says below is still the news
-        files.write_json(layout.outcomes / f"{stage.name}.json", outcome)
+        files.write_sealed(layout.outcomes / f"{stage.name}.json", outcome)
     if outcome["exit_code"]:
         say(f"{stage.name}: {outcome['message']}")
         restored = healing.restore_previous(layout, stage.name)

@@ -6,22 +6,41 @@ complete `params.yaml` that the stages read.
 
 from __future__ import annotations
 
-import difflib
 import re
-import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
+from components import problems as said
 from components.errors import UserError
-from components.files import load_yaml
+from components.plain_yaml import load_yaml
+
+MAX_SETTINGS_BYTES = 2**20  # a complete params.yaml has 8 kB
+MAX_SETTINGS = 5_000  # entries of a file: YAML's aliases can make millions out of a few lines
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+def within(least: int, most: int) -> AfterValidator:
+    """Bounds of a kind of setting. Not Field(ge=, le=): of two such bounds, the kind's and the setting's, pydantic keeps one."""
+    def check(value: int) -> int:
+        if value < least:
+            raise PydanticCustomError("greater_than_equal", "Input should be greater than or equal to {least}", {"least": least})
+        if value > most:
+            raise PydanticCustomError("less_than_equal", "Input should be less than or equal to {most}", {"most": most})
+        return value
+
+    return AfterValidator(check)
+
+
+MOST = 10**12  # what lies above is a slip of the finger, and no library takes it
+Count = Annotated[int, within(0, MOST)]
+AtLeastOne = Annotated[int, within(1, MOST)]
+Seconds = Annotated[int, within(0, 315_360_000)]  # ten years: more than any clock of a library takes would be an error in the night
 
 
 def setting(default: Any, sentence: str, **bounds: Any) -> Any:
@@ -185,11 +204,11 @@ class Gates(Section):
 class Operations(Section):
     """How long things may take (flow and commands)."""
 
-    stage_timeout_s: AtLeastOne = setting(86_400, "a stage that runs longer is ended, in seconds")
+    stage_timeout_s: Seconds = setting(86_400, "a stage that runs longer is ended, in seconds", ge=1)
     fetch_retries: Count = setting(2, "tries after a failed fetch", le=10)
-    lock_wait_s: Count = setting(1800, "a scheduled run waits this long for another run to end, in seconds")
-    late_alert_s: int = setting(900, "a scheduled run that has not begun raises an alert after this, in seconds", ge=10)
-    max_silence_s: Count = setting(93_600, "`lmworks status` warns when the last green scheduled run is older than this, in seconds (0: never)")
+    lock_wait_s: Seconds = setting(1800, "a scheduled run waits this long for another run to end, in seconds")
+    late_alert_s: Seconds = setting(900, "a scheduled run that has not begun raises an alert after this, in seconds", ge=10)
+    max_silence_s: Seconds = setting(93_600, "`lmworks status` warns when the last green scheduled run is older than this, in seconds (0: never)")
 
 
 class Config(Section):
@@ -255,13 +274,19 @@ def _coerce(value: Any, field: Any) -> Any:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{'training': {'steps': 5}} -> {'training.steps': 5}. Deeper than any setting lies it looks no further (YAML bombs)."""
+    """{'training': {'steps': 5}} -> {'training.steps': 5}. A name that holds a dot itself is quoted, so that it is no setting.
+
+    Deeper than settings lie it does not look. Raises UserError for more entries than any file of settings has (YAML bombs).
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and prefix.count(".") < 3:
-            flat |= flatten(value, f"{prefix}{key}.")
+        name = prefix + (key if isinstance(key, str) and "." not in key else repr(key))
+        if isinstance(value, dict) and not prefix:
+            flat |= flatten(value, f"{name}.")
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[name] = value
+        if len(flat) > MAX_SETTINGS:
+            raise UserError(f"more than {MAX_SETTINGS:,} settings, where some hundred are known: no file of settings. Run: lmworks use tiny")
     return flat
 
 
@@ -276,18 +301,15 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def build(flat: dict[str, Any], *, where: str, complete: bool = False) -> Config:
-    """A Config from dotted keys.
+def build(flat: dict[str, Any], *, where: str, complete: bool = False, noticed: list[str] | None = None) -> Config:
+    """A Config from dotted keys; `noticed` is what the text that they come from has shown already.
 
-    Raises UserError that lists every problem at once: unknown keys with the nearest known one,
+    Raises UserError that lists every problem at once: secrets, unknown keys with the nearest known one,
     missing keys (when `complete`), wrong types, values out of bounds, values that contradict.
     """
     keys = known_keys()
-    problems = []
-    for key in flat:
-        if key not in keys:
-            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-            problems.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    problems = noticed or said.secrets_in({key: value for key, value in flat.items() if isinstance(value, str)})
+    problems = [*problems, *said.unknown_keys(flat, keys)]
     missing = [key for key in keys if key not in flat]
     if complete and missing:
         problems.append(f"missing keys: {', '.join(missing)}. Run: lmworks use --upgrade")
@@ -297,7 +319,7 @@ def build(flat: dict[str, Any], *, where: str, complete: bool = False) -> Config
     except ValidationError as error:
         for e in error.errors():
             key = ".".join(str(part) for part in e["loc"])
-            problems.append(f"{key}={reprlib.repr(e['input'])}: {e['msg'].replace('Input should be', 'must be')}")
+            problems.append(said.in_words(e))
             good = {k: v for k, v in good.items() if k != key and not key.startswith(f"{k}.")}
         config = Config.model_validate(unflatten(good))  # the rest, so that contradictions are told too
     problems += config.contradictions()
@@ -310,18 +332,32 @@ def load(path: Path) -> Config:
     """The resolved, complete configuration of a checkout."""
     if not path.exists():
         raise UserError(f"no {path.name} in {path.parent}; it holds every setting. Run: lmworks use tiny")
-    tree = load_yaml(path)
+    return build(read(path, mend="Run: lmworks use tiny"), where=path.name, complete=True, noticed=secrets_in(path))
+
+
+def read(path: Path, *, mend: str) -> dict[str, Any]:
+    """The entries of a file of settings by dotted key, whatever they are. Raises UserError: no YAML, no mapping."""
+    tree = load_yaml(path, MAX_SETTINGS_BYTES) or {}
     if not isinstance(tree, dict):
-        raise UserError(f"{path.name}: a mapping of settings was expected, found {type(tree).__name__}. Run: lmworks use tiny")
-    return build(flatten(tree), where=path.name, complete=True)
+        raise UserError(f"{path.name}: a mapping of settings was expected, found {type(tree).__name__}. {mend}")
+    try:
+        return flatten(tree)
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}") from error
+
+
+def secrets_in(path: Path) -> list[str]:
+    """A sentence for each line of a file of settings, comments included, that looks as if it held a secret."""
+    lines = path.read_text("utf-8", errors="replace").splitlines()
+    return said.secrets_in({f"line {number}": line for number, line in enumerate(lines, 1)})
 
 
 def resolve(preset_path: Path, overrides: dict[str, Any] | None = None) -> Config:
     """A preset over the defaults, then `overrides` (dotted keys)."""
-    flat = flatten(load_yaml(preset_path) or {})
+    flat = read(preset_path, mend=f"Mend presets/{preset_path.name}, or use another preset")
     flat.setdefault("preset", preset_path.stem)
     flat.setdefault("name", preset_path.stem)
-    return build(flat | (overrides or {}), where=f"preset {preset_path.stem}" + (" with --set" if overrides else ""))
+    return build(flat | (overrides or {}), where=f"preset {preset_path.stem}" + (" with --set" if overrides else ""), noticed=secrets_in(preset_path))
 
 
 def render(config: Config) -> str:

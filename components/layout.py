@@ -78,6 +78,8 @@ class Layout:
     @property
     def startup_lock(self) -> Path: return self.state / "startup.lock"
     @property
+    def deployments_lock(self) -> Path: return self.state / "deployments.lock"
+    @property
     def promotion_lock(self) -> Path: return self.state / "promotion.lock"
     @property
     def unclean(self) -> Path: return self.state / "unclean"  # a folder: one marker a live run or stage

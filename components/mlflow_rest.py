@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from typing import Any
 
 from components.layout import Layout
+from components.operations import addresses
 
-REQUEST_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 5.0  # for the answer to begin, and once more for the rest of it: no call takes longer than twice this
 
 
 class Unreachable(Exception):
@@ -62,14 +65,29 @@ def _ask(address: str, method: str, data: bytes | None, what: str, timeout_s: fl
     request = urllib.request.Request(address, method=method, data=data, headers={"Content-Type": "application/json", **_authorisation()})
     # loopback must not go through a proxy that the environment names for the outside
     loopback = "://127.0.0.1" in address or "://localhost" in address
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({})) if loopback else urllib.request.build_opener()
+    opener = addresses.opener(proxies=not loopback)
+    deadline_s = time.monotonic() + timeout_s
     try:
-        with opener.open(request, timeout=timeout_s) as answer:
-            return answer.read()
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return None
-        kind = Refused if error.code in (400, 413, 422) else Unreachable
-        raise kind(f"{what}: {error.code} {error.read()[:300].decode(errors='replace')}") from error
-    except (OSError, ValueError) as error:
-        raise Unreachable(f"{what}: {error}") from error
+        try:
+            with opener.open(request, timeout=timeout_s) as answer:
+                return _read(answer, deadline_s)
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            kind = Refused if error.code in (400, 413, 422) else Unreachable
+            said = str(error.reason) if 300 <= error.code < 400 else _read(error, deadline_s)[:300].decode(errors="replace")
+            raise kind(f"{what}: {error.code} {said}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last: cut in mid-answer, or no HTTP at all
+        raise Unreachable(f"{what}: {error or type(error).__name__}") from error
+
+
+def _read(answer: Any, deadline_s: float) -> bytes:
+    """The whole answer. Raises TimeoutError for one that drips in past the deadline, IncompleteRead for one that was cut."""
+    read = b""
+    while part := answer.read1(2**16):  # a socket's own time-out begins anew with each byte
+        read += part
+        if time.monotonic() > deadline_s:
+            raise TimeoutError("the answer comes too slowly")
+    if answer.length:
+        raise http.client.IncompleteRead(read, answer.length)
+    return read

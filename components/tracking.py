@@ -7,7 +7,6 @@ or any later command, sends what is new to the MLflow server.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import socket
@@ -15,14 +14,16 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from components import files, markdown, provenance, spool
+from components import failpoints, files, markdown, masking, provenance, spool
 from components.config import Config
 from components.errors import UserError
 from components.layout import Layout
 from components.mlflow_rest import REQUEST_TIMEOUT_S, server_url
+from components.reporting import say
 from components.system_metrics import Machine
 
 SEND_INTERVAL_S = 2.0
@@ -72,18 +73,27 @@ class Run:
         self._best: dict[str, float] = {}
         for event in earlier:
             self._note_best(event.get("metrics", {}))
-        self._file = open(folder / "events.jsonl", "ab")  # noqa: SIM115 - closed in finish
+        # unbuffered: a buffer of Python's takes 8 kB while the disk is full, and drops what comes after them
+        self._file, self._pending = open(folder / "events.jsonl", "ab", buffering=0), bytearray()  # noqa: SIM115 - closed in finish
         self._lock, self._sampling = threading.Lock(), threading.Lock()
         self._machine, self._closing = Machine(), False
+        self._trouble = ""  # why the server has not all yet, by its last answer
         self._ended = threading.Event()
         self._sender = threading.Thread(target=self._send_loop, daemon=True, name="tracking")
         self._sender.start()
 
     def _append(self, event: dict[str, Any]) -> None:
-        with self._lock, contextlib.suppress(OSError):  # a full disk: the buffer keeps the line, the next write tries again
+        with self._lock:
             self._last_ms = max(self._last_ms, now_ms())  # a clock that is set back must not turn the curve round
-            self._file.write(json.dumps({"t": self._last_ms, **event}).encode() + b"\n")
-            self._file.flush()
+            self._pending += spool.line_of({"t": self._last_ms, **event})
+            self._write()
+
+    def _write(self) -> None:
+        """What is pending onto the disk. One that is full or away keeps nobody from training: the next write tries again."""
+        with contextlib.suppress(OSError):
+            failpoints.hit("spool.write")
+            while self._pending:
+                del self._pending[: self._file.write(self._pending)]
 
     def _note_best(self, metrics: dict[str, float]) -> dict[str, float]:
         """{`KEY_best`: the lowest value of KEY up to now} for what is in `metrics`."""
@@ -104,7 +114,7 @@ class Run:
     def flush(self) -> None:
         """What was logged is on disk when this returns."""
         with self._lock, contextlib.suppress(OSError):
-            self._file.flush()
+            self._write()
             os.fsync(self._file.fileno())
 
     def finish(self, status: str, error: str = "") -> None:
@@ -121,6 +131,10 @@ class Run:
         self._sender.join(timeout=2 * REQUEST_TIMEOUT_S)
         with contextlib.suppress(OSError):
             self._file.close()
+        trouble = "no answer yet" if self._sender.is_alive() else self._trouble
+        if trouble:
+            say(f"{self.about['name']}: MLflow does not have all of this run yet ({trouble}). Nothing is lost: it waits in "
+                f"{self.layout.spool.relative_to(self.layout.root)}/{self.folder.name}, the next `lmworks up` or `lmworks run` sends it")
 
     def _sample(self) -> None:
         """What the machine does now, on an axis of its own: samples count on after a resume. The caller holds `_sampling`."""
@@ -134,6 +148,12 @@ class Run:
             self._append({"sample": self._samples, "metrics": metrics})
             self._samples += 1
 
+    def _in_words(self, error: Exception) -> str:
+        """What keeps the points from being sent; a database that another program holds is named, a server that waits for it does not say so."""
+        from components.operations import contention
+
+        return contention.held(self.layout.mlflow_database) or " ".join(str(error).split())[:MAX_ERROR_CHARS] or type(error).__name__
+
     def _send_loop(self) -> None:
         pause_s = SEND_INTERVAL_S
         send_at_s = sample_at_s = time.monotonic() + pause_s
@@ -146,22 +166,28 @@ class Run:
             if ended or time.monotonic() >= send_at_s:
                 try:
                     if url := server_url(self.layout):  # asked each time: servers come and go during a long training
-                        spool.send(self.folder, url)
-                    pause_s = SEND_INTERVAL_S
-                except spool.NOT_NOW:
+                        spool.send(self.folder, url, keep=_may_go_on(self.layout))
+                    pause_s, self._trouble = SEND_INTERVAL_S, ""
+                except Exception as error:  # noqa: BLE001 - whatever keeps points from being sent keeps nobody from training
                     pause_s = min(2 * pause_s, MAX_SEND_INTERVAL_S)
+                    self._trouble = self._in_words(error)
                 send_at_s = time.monotonic() + pause_s
             if ended:
                 return
 
 
-def _take_up(folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+def _may_go_on(layout: Layout) -> bool:
+    """Whether the training of this layout has a work folder: it goes when DVC has recorded its result (components/operations/recorded.py)."""
+    return layout.work is not None and layout.work.exists()
+
+
+def _take_up(folder: Path, goes_on: bool) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """(run.json, events) of the run that a killed life left in `folder`; (None, []) where a new one begins."""
     if not folder.exists():
         return None, []
     events, about = list(spool.events(folder)), spool.about(folder)
-    if about is None or _last_status(events) == "FINISHED":
-        # a forced run of the same KEY is another run; one whose run.json was damaged cannot go on
+    if about is None or (_last_status(events) == "FINISHED" and not goes_on):
+        # a forced run of the same KEY is another run, one that was killed after its end is not; one whose run.json was damaged cannot go on
         folder.rename(folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}"))
         return None, []
     spool.cut_torn_end(folder)
@@ -179,7 +205,7 @@ def open_run(config: Config, layout: Layout, *, stage: str, parameters: int, lan
     assert layout.work is not None
     key = layout.work.name
     folder = layout.spool / f"{stage}-{key}-{config.name}"
-    about, earlier = _take_up(folder)
+    about, earlier = _take_up(folder, _may_go_on(layout))
     changes: dict[str, str | None] = {}
     if about is None:
         tags = provenance.tags(config, layout, parameters=parameters, languages=languages)
@@ -190,7 +216,7 @@ def open_run(config: Config, layout: Layout, *, stage: str, parameters: int, lan
         changes = {ERROR: None, **provenance.prefect_tags()}
         about["tags"] = {name: value for name, value in (about["tags"] | changes).items() if value is not None}
     changes[spool.NOTE] = about["tags"][spool.NOTE] = description(about, "RUNNING")
-    files.write_json(folder / "run.json", {**about, "process": {**liveness.entry(os.getpid()), "host": socket.gethostname()}})
+    files.write_sealed(folder / "run.json", {**about, "process": {**liveness.entry(os.getpid()), "host": socket.gethostname()}})
     run = Run(folder, layout, about, earlier)
     run._append({"status": "RUNNING", "tags": changes})
     return run
@@ -206,7 +232,7 @@ def tracked(config: Config, layout: Layout, *, stage: str, parameters: int, lang
         run.finish("KILLED")
         raise
     except BaseException as error:
-        words = " ".join(str(error).split())
+        words = " ".join(masking.masked(str(error)).split())
         run.finish("FAILED", (words if isinstance(error, UserError) and words else f"{type(error).__name__}: {words}")[:MAX_ERROR_CHARS])
         raise
     run.finish("FINISHED")
@@ -216,6 +242,12 @@ def tracked(config: Config, layout: Layout, *, stage: str, parameters: int, lang
 
 def _folders(layout: Layout) -> list[Path]:
     return sorted(path.parent for path in layout.spool.glob("*/run.json"))
+
+
+def _work_of(folder: Path, layout: Layout) -> Path | None:
+    """The work folder of a spooled run's training; None where its run.json cannot be read."""
+    tags = (spool.about(folder) or {}).get("tags", {})
+    return layout.work_root / tags["lmworks.stage"] / tags["lmworks.key"] if {"lmworks.stage", "lmworks.key"} <= tags.keys() else None
 
 
 def unsent(layout: Layout) -> int:
@@ -229,7 +261,7 @@ def drain(layout: Layout) -> int:
     url = server_url(layout)
     for folder in _folders(layout) if url else []:
         with contextlib.suppress(*spool.NOT_NOW):
-            spool.send(folder, url)
+            spool.send(folder, url, keep=_may_go_on(replace(layout, work=_work_of(folder, layout))))
     return unsent(layout)
 
 
@@ -245,6 +277,6 @@ def close_dead(layout: Layout) -> list[str]:
         if about["process"]["host"] == socket.gethostname() and liveness.process_of(about["process"]) is None:
             spool.cut_torn_end(folder)
             with open(folder / "events.jsonl", "ab") as f:
-                f.write(json.dumps({"t": now_ms(), "status": "KILLED", "tags": {spool.NOTE: description(about, "KILLED")}}).encode() + b"\n")
+                f.write(spool.line_of({"t": now_ms(), "status": "KILLED", "tags": {spool.NOTE: description(about, "KILLED")}}))
             closed.append(about["name"])
     return closed

@@ -14,7 +14,7 @@ from prefect.states import Completed, Failed, State
 from pydantic import Field
 
 from components import config as settings
-from components import files
+from components import files, masking
 from components.chain import selection
 from components.corpus import sources
 from components.errors import Busy, UserError
@@ -55,7 +55,8 @@ def check_earlier(layout: Layout, chosen: list[str]) -> None:
 @task(name="sources", task_run_name="sources", persist_result=False)
 def sources_task(config: settings.Config, layout: Layout) -> bool:
     """Bring sources.yaml up to date; whether anything changed."""
-    changed = sources.update(config, layout)
+    with masking.kept_from_errors():
+        changed = sources.update(config, layout)
     get_run_logger().info("sources.yaml %s", "has new digests: a source changed" if changed else "is up to date")
     return changed
 
@@ -68,8 +69,9 @@ def release_task(config: settings.Config, layout: Layout, fresh: bool) -> State:
     """
     from components.release import release
 
+    services.ensure(layout, prefect=False)  # MLflow may have died while the stages worked: the points of the training wait in the spool
     if fresh and release.receipt_current(config, layout):
-        told = list(files.read_json(layout.receipt)["models"].values())
+        told = list(files.read_sealed(layout.receipt)["models"].values())
         return Completed(name="Cached", message="; ".join(["code, data, settings and models are those of the last run", *map(_as_it_was, told)]), data=told)
     logger = get_run_logger()
 
@@ -78,7 +80,8 @@ def release_task(config: settings.Config, layout: Layout, fresh: bool) -> State:
         tasks.listener().line("release", line)
 
     try:
-        decisions = release.release(config, layout, say=say)
+        with masking.kept_from_errors():
+            decisions = release.release(config, layout, say=say)
     except UserError as error:
         logger.error(str(error))
         return Failed(message=str(error), data=error)
@@ -130,8 +133,8 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
             result.verdict, result.message, result.exit_code = ("Blocked" if record.exit_code == 3 else "Failed"), record.message, record.exit_code
             return
     result.seconds["stages"] = sum(record.elapsed_s for record in result.stages)
-    result.exit_code = 0
     if not release or to_stage is not None:
+        result.exit_code = 0
         result.verdict = unchanged(result.stages) or "Ready"
         result.message = f"{healed_in_words(result.stages)}{chosen[-1]} is {'done' if result.verdict == 'Ready' else 'as it was'}; no release was asked for"
         return
@@ -167,7 +170,7 @@ def healed_in_words(stages: list[StageRecord]) -> str:
 def _receipt(layout: Layout) -> Any:
     """What the last release left behind, None if there was none that can be read."""
     try:
-        return files.read_json(layout.receipt)
+        return files.read_sealed(layout.receipt)
     except (OSError, UserError):
         return None
 
@@ -195,7 +198,8 @@ def in_flow(do: Any, *, wait_s: int | None, needs_mlflow: bool = True) -> State:
                 services.ensure(layout, prefect=False, mlflow=needs_mlflow)
             naming.bring_up_to_date(layout)
             unclean.mark(layout, flow_run_id=str(prefect.runtime.flow_run.id))
-            do(result)
+            with masking.kept_from_errors():
+                do(result)
     except Busy as error:
         result.verdict, result.message, result.exit_code = ("Failed" if ours else "Skipped"), str(error), error.exit_code
     except UserError as error:

@@ -11,9 +11,19 @@ from components import config as settings
 from components import files
 from components.errors import UserError
 from components.layout import Layout
-from components.operations import addresses, alerts, environment, processes, rest, services, staleness
+from components.operations import (
+    addresses,
+    alerts,
+    contention,
+    environment,
+    processes,
+    rest,
+    services,
+    staleness,
+)
 
 KEPT_LATE = 1
+WAIT_S = 45  # another program may hold Prefect's database for a while: its server waits for a minute
 
 
 def start(layout: Layout, say: Callable[[str], None] = services.quiet) -> list[str]:
@@ -23,7 +33,15 @@ def start(layout: Layout, say: Callable[[str], None] = services.quiet) -> list[s
     if url is None:
         raise UserError("Prefect's server does not run. Run: lmworks up")
     environment.apply(layout, PREFECT_API_URL=f"{url}/api")
-    api = rest.Prefect(f"{url}/api")
+    api = rest.Prefect(f"{url}/api", timeout_s=WAIT_S)
+    # one `lmworks up` after the other: of two that find nothing, both would make it
+    with files.lock(layout.deployments_lock, what="lmworks up", wait_s=services.START_S), contention.named(layout.prefect_database):
+        done = _register_all(api, layout, webhook)
+    services.ensure(layout, prefect=True, mlflow=False, worker=True, say=say)
+    return done + _worker_pings(layout, ping)
+
+
+def _register_all(api: rest.Prefect, layout: Layout, webhook: str | None) -> list[str]:
     if not _has_pool(api):
         api.send("/work_pools/", {"name": processes.POOL, "type": "process", "description": "runs flows in this checkout",
                                   "base_job_template": _job_template()})
@@ -32,8 +50,7 @@ def start(layout: Layout, say: Callable[[str], None] = services.quiet) -> list[s
     done += alerts.install(api, webhook, deployments=list(made.values()), late_s=settings.load(layout.params).operations.late_alert_s)
     if dropped := drop_late(api):
         done.append(f"{dropped} late scheduled runs dropped")
-    services.ensure(layout, prefect=True, mlflow=False, worker=True, say=say)
-    return done + _worker_pings(layout, ping)
+    return done
 
 
 def _worker_pings(layout: Layout, ping: str | None) -> list[str]:

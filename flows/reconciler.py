@@ -6,17 +6,22 @@ import re
 import shutil
 import socket
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from components import files, tracking
+from components import failpoints, files, tracking
 from components.layout import Layout
-from components.operations import processes, rest, services, unclean
+from components.operations import contention, processes, rest, services, unclean
 
 ORPHAN_WAIT_S = 30
+SETTLED_S = 60  # after the end of a flow run its last events have arrived, or never will
+DATABASE_WAIT_S = 45  # another program may hold Prefect's database for a while: its server waits for a minute
 OPEN = ["RUNNING", "PENDING", "CANCELLING"]
 OURS = re.compile(r"^\..+\.(\d+)\.partial$")  # components.files.write_atomic: .NAME.PID.partial
+REUSED_S = 7200  # more than a clock that was set can explain
 WORDS = "its process was killed; closed by the next start"
 
 
@@ -27,31 +32,76 @@ def reconcile(layout: Layout, orphan_wait_s: float = ORPHAN_WAIT_S) -> list[str]
     The markers go last, so that a reconciler that is killed itself begins again.
     """
     dead = unclean.dead(layout)
+    if tracking.unsent(layout):
+        tracking.drain(layout)  # MLflow was away at the end of a training
+    done = _close_lost_tasks(layout)
     if not dead:
-        return []
-    done: list[str] = []
+        return done
+    failpoints.hit("reconcile.start")
     with files.lock(layout.stage_lock, what="a stage that an earlier run left behind", wait_s=orphan_wait_s):
-        done += _close_prefect(layout, [str(run) for path in dead if (run := unclean.read(path).get("flow_run_id"))])
+        done += _close_prefect(layout, [unclean.read(path) for path in dead if path.name.startswith("run-")])
         done += _close_mlflow(layout)
         done += _remove_partials(layout)
+    failpoints.hit("reconcile.before_markers")
     for path in dead:
         path.unlink(missing_ok=True)
     return done
 
 
-def _close_prefect(layout: Layout, flow_runs: list[str]) -> list[str]:
+def _close_lost_tasks(layout: Layout) -> list[str]:
+    """Tasks that Prefect takes for running though their flow run has ended a while ago. The last state of a task is an event on its way to
+    the server, and goes with a server that is killed just then (F2): such a task gets the state of its flow run."""
     url = services.address(layout, processes.PREFECT)
-    if not url or not flow_runs:
+    if not url or services.outside(processes.PREFECT, layout):
         return []
-    api = rest.Prefect(f"{url}/api")
-    done = []
-    among = {"id": {"any_": flow_runs}}
+    api, done = rest.Prefect(f"{url}/api"), []
+    settled = {"before_": (datetime.now(UTC) - timedelta(seconds=SETTLED_S)).isoformat()}
+    try:
+        for kind, others in (("COMPLETED", []), ("CRASHED", ["FAILED", "CANCELLED"])):
+            ended = {"state": {"type": {"any_": [kind, *others]}}, "end_time": settled}
+            for run in api.send("/task_runs/filter", {"flow_runs": ended, "task_runs": {"state": {"type": {"any_": OPEN}}}, "limit": 200}):
+                api.close("task_runs", run["id"], state=kind, message="its last state was lost while Prefect's server was away; closed by the next start")
+                done.append(f"Prefect: task run {run['name']!r} was left {run['state_name']} by a run that has ended; it is {kind.title()} now")
+    except rest.Unreachable:
+        pass  # not worth a run; the next start asks again
+    return done
+
+
+def _close_prefect(layout: Layout, markers: list[dict[str, Any]]) -> list[str]:
+    """Close the flow runs that the markers name, and their tasks. Raises UserError when Prefect's server does not take that.
+
+    A marker that names none is of a process that died before it knew its flow run.
+    """
+    url = services.address(layout, processes.PREFECT)
+    if not url or not markers:
+        return []
+    api = rest.Prefect(f"{url}/api", timeout_s=DATABASE_WAIT_S)
+    with contention.named(layout.prefect_database):
+        named = [marker for marker in markers if marker.get("flow_run_id")]
+        unnamed = len(named) < len(markers) and not services.outside(processes.PREFECT, layout)
+        return [line for marker in [*named, *(_unnamed(api) if unnamed else [])] for line in _close_flow_run(api, marker)]
+
+
+def _unnamed(api: rest.Prefect) -> list[dict[str, Any]]:
+    """Markers for what is open and of no deployment: we hold the run lock, so no `lmworks run` of this checkout lives."""
+    found = api.send("/flow_runs/filter", {"flows": {"name": {"like_": "lmworks-"}}, "limit": 200,
+                                           "flow_runs": {"state": {"type": {"any_": OPEN}}, "deployment_id": {"is_null_": True}}})
+    return [{"flow_run_id": run["id"]} for run in found]
+
+
+def _close_flow_run(api: rest.Prefect, marker: dict[str, Any]) -> list[str]:
+    """Crashed, unless the marker tells how the run ended: then only Prefect was away, and hears of it now."""
+    told = marker.get("verdict")
+    among = {"id": {"any_": [str(marker["flow_run_id"])]}}
     still_open = {"state": {"type": {"any_": OPEN}}}
+    done = []
     for kind in ("task_runs", "flow_runs"):  # tasks first: a flow that is closed shows whole
         wanted = {"flow_runs": among, "task_runs": still_open} if kind == "task_runs" else {"flow_runs": {**among, **still_open}}
+        name = told if kind == "flow_runs" else None
         for run in api.send(f"/{kind}/filter", {**wanted, "limit": 200}):
-            api.close(kind, run["id"], state="CRASHED", message=WORDS)
-            done.append(f"Prefect: {kind[:4]} run {run['name']!r} was left {run['state_name']}; it is Crashed now")
+            api.close(kind, run["id"], state="COMPLETED" if told else "CRASHED", name=name, message=marker.get("message") or WORDS)
+            now = name or ("Completed" if told else "Crashed")
+            done.append(f"Prefect: {kind[:4]} run {run['name']!r} was left {run['state_name']}; it is {now} now")
     return done
 
 
@@ -96,10 +146,20 @@ def _remove_partials(layout: Layout) -> list[str]:
     for folder, deep in ((layout.root, False), (layout.state, True), (layout.root / "data", True), (layout.work_root, True)):
         for path in _files(folder, deep):
             match = OURS.match(path.name)
-            if match and not psutil.pid_exists(int(match[1])):
+            if match and _abandoned(path, int(match[1])):
                 path.unlink(missing_ok=True)
                 removed += 1
     return [f"{removed} temporary file{'s' if removed > 1 else ''} removed"] if removed else []
+
+
+def _abandoned(path: Path, pid: int) -> bool:
+    """Whether the writer is gone: no such process, or one that began so long after the last write that it has the number from another."""
+    try:
+        return psutil.Process(pid).create_time() - path.stat().st_mtime > REUSED_S
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return True
+    except psutil.Error:
+        return False
 
 
 def _files(folder: Path, deep: bool) -> list[Path]:

@@ -21,10 +21,10 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed, State
 
 from components import config as settings
-from components import files, tracking
+from components import files, masking, storage, tracking
 from components.errors import UserError
 from components.layout import Layout
-from components.operations import addresses, environment, healing, staleness
+from components.operations import addresses, environment, healing, lock_file, recorded, staleness
 from flows import naming
 from flows.records import StageRecord, in_words
 
@@ -135,7 +135,7 @@ def run_child(layout: Layout, name: str, log: Callable[[str], None]) -> Ended:
     assert child.stdout is not None
     try:
         for raw in child.stdout:
-            line = raw.rstrip()
+            line = masking.masked(raw.rstrip())  # Prefect keeps it
             ended.restored = ended.restored or RESTORED.match(line) is not None
             if exited := EXITED.match(line):
                 ended.stage_code = int(exited[1])
@@ -162,7 +162,7 @@ def run_child(layout: Layout, name: str, log: Callable[[str], None]) -> Ended:
 def outcome(layout: Layout, name: str) -> dict[str, Any]:
     """What the stage's own process wrote when it ended ({} if it never got there)."""
     try:
-        return files.read_json(layout.outcomes / f"{name}.json")
+        return files.read_sealed(layout.outcomes / f"{name}.json")
     except (FileNotFoundError, UserError):
         return {}
 
@@ -184,6 +184,9 @@ def _words(ended: Ended, told: dict[str, Any]) -> str:
     if ended.stage_code is not None and ended.stage_code < 0:
         name = signal.Signals(-ended.stage_code).name
         return f"it was ended by {name}" + ("; mostly that is the kernel, out of memory: use smaller batches, or free memory" if name == "SIGKILL" else "")
+    root = Layout().root
+    if full := next((line for line in ended.last if "no space in " in line), None) or storage.said("\n".join(ended.last), root) or storage.tight(root):
+        return full  # a disk that took no outcome either, or DVC's own word for it
     return ended.last[-1] if ended.last else f"DVC ended with exit code {ended.dvc_code} and without a word"
 
 
@@ -203,7 +206,7 @@ def carried(state: State) -> Any:
 def _only_where_it_helps(_task: Any, _run: Any, state: State) -> bool:
     """Bad input, blocked data and damaged bytes are the same at the next try."""
     record = carried(state)
-    return not (isinstance(record, StageRecord) and record.exit_code in (2, 3, 4, 75, 130))
+    return not (isinstance(record, StageRecord) and record.exit_code in (2, 3, 4, 75, 130, 143))
 
 
 def _run(record: StageRecord, layout: Layout, log: Callable[[str], None]) -> tuple[Ended, dict[str, Any]]:
@@ -211,8 +214,11 @@ def _run(record: StageRecord, layout: Layout, log: Callable[[str], None]) -> tup
     log(f"$ {shlex.join(command(layout, record.stage)[1:])}")
     (layout.outcomes / f"{record.stage}.json").unlink(missing_ok=True)  # of an earlier run
     ended = run_child(layout, record.stage, log)
-    if tracking.close_dead(layout):  # a training that was killed could not say so itself
-        tracking.drain(layout)
+    with contextlib.suppress(OSError):  # a full disk, too: what the stage says of itself is the news
+        if tracking.close_dead(layout):  # a training that was killed could not say so itself
+            tracking.drain(layout)
+    if not ended.dvc_code:
+        recorded.drop_recorded(layout)
     told = outcome(layout, record.stage)
     record.work_s += told.get("elapsed_s", 0.0)
     return ended, told
@@ -240,6 +246,11 @@ def run_stage_task(name: str) -> State:
     record = StageRecord(name, why=staleness.why(layout, name))
     # a stage that must run makes its outs anew; of any other every byte is hashed before something leans on it
     damaged = healing.damage(layout, name) if staleness.outputs_alone(record.why) else []
+    if not record.why and not damaged and (wrong := lock_file.wrong(layout, [name])):
+        logger.warning("%s: %s; healing", name, wrong)
+        lock_file.record_again(layout, name)
+        record.state, record.why = "healed", [wrong]
+        return _done(record, layout, "Healed", f"dvc.lock was written anew: {wrong}")
     if not record.why and not damaged:
         record.state = "cached"
         logger.info("%s is fresh: DVC finds its code, inputs and settings unchanged", name)
@@ -252,6 +263,9 @@ def run_stage_task(name: str) -> State:
         for reason in record.why:
             logger.info("%s runs: %s", name, reason)
         ended, told = _run(record, layout, logger.info)
+        if ended.dvc_code and not told and staleness.drop_damaged_runs(healing.objects_folder(layout).parent.parent):  # DVC failed over an entry that it never wrote
+            logger.warning("%s: a damaged entry of DVC's run cache was removed; running", name)
+            ended, told = _run(record, layout, logger.info)
         if ended.restored and (bad := healing.damage(layout, name)):  # DVC does not look at what its cache holds
             _heal(record, layout, bad, logger.warning)
             ended, told = _run(record, layout, logger.info)

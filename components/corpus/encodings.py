@@ -71,6 +71,8 @@ class Gunzipped(io.RawIOBase):
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{self.name} is not a whole gzip file: {error} (at byte {self.file.tell():,} of it, {self.count:,} bytes expanded). "
                             "Copy it again, then run again") from error
+        if not data and not self.file.tell():  # Python's gzip takes it for the end of a file; the smallest there is has 20 bytes
+            raise UserError(f"{self.name} is not a whole gzip file: it has 0 bytes. Copy it again, then run again")
         self.count += len(data)
         if self.count > self.max_bytes:
             raise UserError(f"{self.name} expands to more than corpus.max_expanded_mb={self.max_bytes / 2**20:g} MB. "

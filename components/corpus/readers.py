@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +26,7 @@ from components.errors import UserError
 
 ROWS_BEFORE_GIVING_UP = 1000  # rows without the text column, from the first on
 BATCH_ROWS = 1024  # rows of a Parquet file in memory at once
+MAX_NESTING = 100  # deeper JSON no later step could read again
 COLUMNS_NAMED = 12
 # A row of csv: the lines of the stream, split again where a cell holds a lone carriage return.
 PHYSICAL_LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
@@ -161,13 +164,24 @@ def json_objects(stream: BinaryIO, corpus: Corpus) -> Iterator[tuple[int, dict[s
             try:
                 value = json.loads(text, parse_constant=lambda _: None)
             except (ValueError, RecursionError) as error:
-                detail = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else str(error)
+                detail = f"{error.msg.removesuffix(' at')} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else str(error)
                 yield Fault(line.number, "line_is_valid_json", f"line {line.number}: {detail}", text)
+                continue
+            if text.count("[") + text.count("{") > MAX_NESTING and _is_deep(value):
+                yield Fault(line.number, "line_is_valid_json", f"line {line.number}: nested deeper than {MAX_NESTING}", text)
                 continue
             if isinstance(value, dict):
                 yield line.number, value
             else:
                 yield Fault(line.number, "line_is_valid_json", f"line {line.number}: an object was expected, found {type(value).__name__}", text)
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects are nested deeper than MAX_NESTING."""
+    level = [value]
+    for _ in range(MAX_NESTING + 1):
+        level = [inner for outer in level if isinstance(outer, dict | list) for inner in (outer.values() if isinstance(outer, dict) else outer)]
+    return bool(level)
 
 
 def read_jsonl(stream: BinaryIO, name: str, corpus: Corpus) -> Iterator[Row | Fault]:
@@ -253,36 +267,68 @@ def _closes_its_quotes(stream: BinaryIO) -> bool:
 
 
 def read_parquet(path: Path, name: str, corpus: Corpus) -> Iterator[Row | Fault]:
-    """A Parquet file, rows numbered from 1, a batch in memory at a time. Binary columns are left out of the metadata."""
+    """A Parquet file, rows numbered from 1, a batch in memory at a time. Of its other columns those that are data of a plain kind
+    become metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     field, max_bytes = corpus.text_field, corpus.max_expanded_mb * 2**20
+
+    def too_large(size: float) -> UserError:
+        return UserError(f"{name} expands to {size / 2**20:,.0f} MB; at most corpus.max_expanded_mb={corpus.max_expanded_mb:g} are read. "
+                         "Raise that setting if the file is what it should be")
+
     try:
-        with encodings.open_bytes(path, name, corpus) as stream, tempfile.TemporaryFile() as expanded:
-            if name.lower().endswith(".gz"):
-                while chunk := stream.read(encodings.CHUNK_BYTES):
-                    expanded.write(chunk)
-                expanded.seek(0)
-                stream = expanded
-            file = pq.ParquetFile(stream)
+        with _seekable(path, name, corpus) as stream:
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
             columns = file.schema_arrow.names
             if field not in columns:
                 raise no_column(name, field, columns)
+            if columns.count(field) > 1:
+                raise UserError(f"{name} has {columns.count(field)} columns named {field!r}. Rename all but the one that holds the text, then run again")
             size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
             if size > max_bytes:
-                raise UserError(f"{name} expands to {size / 2**20:,.0f} MB; at most corpus.max_expanded_mb={corpus.max_expanded_mb:g} are read. "
-                                "Raise that setting if the file is what it should be")
-            kept = [column for column in columns if column == field or not pa.types.is_binary(file.schema_arrow.field(column).type)]
-            number = 0
+                raise too_large(size)
+            kept = [column.name for column in file.schema_arrow
+                    if column.name == field or (columns.count(column.name) == 1 and not pa.types.is_binary(column.type))]
+            number = expanded_bytes = 0
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=kept):
+                expanded_bytes += batch.nbytes  # a value that repeats is stored once, so the size above says little of it
+                if expanded_bytes > max_bytes:
+                    raise too_large(expanded_bytes)
                 texts = _texts(batch.column(field))
-                for text, row in zip(texts, batch.drop_columns([field]).to_pylist(), strict=True):
+                for text, row in zip(texts, _metadata(batch.drop_columns([field])), strict=True):
                     number += 1
                     yield checked(number, text, row, f"row {number}")
-    except (pa.ArrowException, OSError, UnicodeDecodeError, EOFError) as error:
+    except (pa.ArrowException, OSError, EOFError, ValueError, LookupError, OverflowError, TypeError) as error:  # damage has many names
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name} is not a whole Parquet file ({path.stat().st_size:,} bytes): {reason}. Copy it again, then run again") from error
+
+
+@contextmanager
+def _seekable(path: Path, name: str, corpus: Corpus) -> Iterator[BinaryIO]:
+    """The bytes of a Parquet file, which is read from its end: one that is compressed as a whole is expanded into a temporary file."""
+    with encodings.open_bytes(path, name, corpus) as stream, ExitStack() as stack:
+        if name.lower().endswith(".gz"):
+            try:
+                expanded = stack.enter_context(tempfile.TemporaryFile())
+                shutil.copyfileobj(stream, expanded, encodings.CHUNK_BYTES)
+                expanded.seek(0)
+            except OSError as error:
+                raise UserError(f"{name} cannot be expanded in {os.environ.get('TMPDIR') or '/tmp'}: {error.strerror or error}. Give room there, or another "
+                                "folder by TMPDIR, then run again") from error
+            stream = expanded
+        yield stream
+
+
+def _metadata(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a batch. A column that Python has no values for is left out: dates beyond the year 9999, unknown time zones, bytes
+    that are no UTF-8."""
+    columns: dict[str, list[Any]] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        with suppress(ValueError, LookupError, OverflowError, TypeError):
+            columns[name] = column.to_pylist()
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)] if columns else [{} for _ in range(len(batch))]
 
 
 def _texts(column: Any) -> list[Any]:

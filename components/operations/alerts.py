@@ -58,8 +58,9 @@ def alerts(late_s: int) -> list[Alert]:
 def install(api: rest.Prefect, url: str | None, *, deployments: list[str], late_s: int) -> list[str]:
     """Make the automations what they should be; return what a person should know.
 
-    `deployments` are the ids whose runs are watched. Without `url` the alerts and the block are removed. Saying it twice changes
-    nothing, and what a person switched off in the page stays off. Raises Unreachable.
+    `deployments` are the ids whose runs are watched. Without `url` alerts that were set up before go on calling theirs: who starts
+    the servers from another shell must not silence the nights; an empty one removes alerts and block. Saying it twice changes nothing,
+    and what a person switched off in the page stays off. Raises Unreachable.
     """
     known = _known(api)
     related = {"prefect.resource.id": [f"prefect.deployment.{deployment}" for deployment in deployments], "prefect.resource.role": "deployment"}
@@ -69,14 +70,18 @@ def install(api: rest.Prefect, url: str | None, *, deployments: list[str], late_
          {"type": "change-flow-run-state", "state": "CRASHED",
           "message": f"no sign of life for {SILENT_S} s: its process or its machine is gone. `lmworks up` puts in order what it left"})
     wanted = alerts(late_s)
-    if url is None:
+    if url == "":
         return _remove(api, known, [alert.name for alert in wanted])
-    block = _block(api, url)
+    found = _find_block(api)
+    if url is None and found is None:
+        return []
+    block = _block(api, url) if url else found["id"]
     for alert in wanted:
         _put(api, known, alert.name, alert.description, {**alert.trigger, "match_related": related},
              {"type": "call-webhook", "block_document_id": block, "payload": alert.payload})
     off = [alert.name for alert in wanted if known.get(alert.name) and not known[alert.name][0]["enabled"]]
-    return [f"alerts: failed, crashed and late (over {late_s} s) runs call {ALERT_WEBHOOK}" + (f"; switched off in the page: {', '.join(off)}" if off else "")]
+    receiver = ALERT_WEBHOOK if url else f"the address of an earlier start ({ALERT_WEBHOOK} is not set here; {ALERT_WEBHOOK}= lmworks up removes them)"
+    return [f"alerts: failed, crashed and late (over {late_s} s) runs call {receiver}" + (f"; switched off in the page: {', '.join(off)}" if off else "")]
 
 
 def _known(api: rest.Prefect) -> dict[str, list[dict[str, Any]]]:
@@ -107,7 +112,7 @@ def _remove(api: rest.Prefect, known: dict[str, list[dict[str, Any]]], names: li
     block = _find_block(api)
     if block:
         api.send(f"/block_documents/{block['id']}", method="DELETE")
-    return [f"alerts removed: {ALERT_WEBHOOK} is not set"] if found or block else []
+    return [f"alerts removed: {ALERT_WEBHOOK} is empty"] if found or block else []
 
 
 def _find_block(api: rest.Prefect) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import psutil
 from components.operations import rest
 
 BUSY = ("locked", "busy")  # what SQLite calls it
+SERVER = re.compile(r"(mlflow|prefect)(\.server\.\S*)?$")  # a word of the command line of MLflow's or Prefect's server, and of their children
 
 
 def held(path: Path) -> str | None:
@@ -58,7 +60,7 @@ def _holders(path: Path) -> str:
         try:
             if any(opened.path == wanted for opened in process.open_files()):
                 words = f"{process.name()} (pid {process.pid}: {' '.join(process.cmdline())[:80]})"
-                (servers if {"mlflow", "prefect"} & set(process.cmdline()) else strangers).append(words)
+                (servers if any(SERVER.match(word) for word in process.cmdline()) else strangers).append(words)
         except psutil.Error:
             continue
     return ", ".join((strangers or servers)[:3]) or "a process of another user"

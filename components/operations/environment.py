@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import MutableMapping
 from pathlib import Path
 
 from components import files
@@ -45,6 +46,7 @@ FIXED = {
     "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_RUNNER_SERVER_ENABLE": "false",
+    "PREFECT_SERVER_DOCKET_URL": "memory://lmworks",  # its queue holds pickles: in its own memory, never in a Redis that others write to
     "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",  # no server: an error, never a hidden second one
@@ -69,17 +71,31 @@ def child(layout: Layout) -> dict[str, str]:
     env["DVC_SITE_CACHE_DIR"] = str(layout.root / ".dvc" / "site")
     env["PREFECT_HOME"] = str(layout.prefect_home)
     env["PREFECT_PROFILES_PATH"] = str(layout.prefect_home / "profiles.toml")
-    for name in ("NO_PROXY", "no_proxy"):  # a proxy must never see a call to our own servers
-        known = [host for host in env.get(name, "").split(",") if host]
-        env[name] = ",".join([*known, *(host for host in LOOPBACK if host not in known)])
+    spare_loopback(env)
     env.pop("PYTHONHOME", None)
     return env
+
+
+def spare_loopback(env: MutableMapping[str, str]) -> None:
+    """A proxy that the environment names for the outside must never see a call to our own servers (F7)."""
+    for name in ("NO_PROXY", "no_proxy"):
+        known = [host for host in env.get(name, "").split(",") if host]
+        env[name] = ",".join([*known, *(host for host in LOOPBACK if host not in known)])
 
 
 def apply(layout: Layout, **extra: str) -> None:
     """The same for this process. Before the first import of Prefect, MLflow or DVC."""
     os.environ.update(child(layout) | extra)
     allow_no_git(layout)
+
+
+def make_private(layout: Layout) -> None:
+    """Make the folders that their owner alone may read, whatever the umask: Prefect's database (it keeps the alert's address) and results
+    (J4), logs and spooled runs (J15)."""
+    for folder in (layout.prefect_home, layout.prefect_home / "storage", layout.state, layout.logs):
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.stat().st_mode & 0o077:
+            folder.chmod(0o700)
 
 
 def allow_no_git(layout: Layout) -> None:

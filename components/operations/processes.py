@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from components.errors import UserError
 from components.layout import Layout
-from components.operations import environment
+from components.operations import environment, liveness
 
 HOST = "127.0.0.1"
 POOL = "lmworks"  # Prefect's work pool, and the worker's name
 MAX_LOG_BYTES = 20 * 2**20
+MLFLOW_STORES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_REGISTRY_STORE_URI")
+PREFECT_DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def command(layout: Layout, name: str, port: int) -> list[str]:
                 "--host", HOST, "--port", str(port), "--workers", "1", "--allowed-hosts", f"localhost:{port},{HOST}:{port}",
                 "--uvicorn-opts", "--log-level warning --no-access-log"]
     if name == "prefect":
-        return [*python, "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+        return [*python, "flows.prefect_server", "--host", HOST, "--port", str(port)]
     return [*python, "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", POOL]
 
 
@@ -94,14 +98,59 @@ def environment_of(layout: Layout, name: str, port: int, prefect_api: str) -> di
     env = environment.child(layout)
     if name == "mlflow":
         env["PYTHONWARNINGS"] = "ignore:starlette.middleware.wsgi is deprecated"
-        env.pop("MLFLOW_TRACKING_URI", None)
+        for variable in MLFLOW_STORES:  # ours are named on the command line; MLflow makes an empty database where one of these leads nowhere
+            env.pop(variable, None)
     if name == "prefect":
+        for variable in PREFECT_DATABASES:
+            if env.get(variable, "").startswith("sqlite"):
+                raise UserError(f"{variable} names an SQLite file: where the path is wrong, Prefect would make an empty database there. lmworks "
+                                f"keeps it in {layout.prefect_database}. Unset {variable}, or give a PostgreSQL address")
         origins = f"http://{HOST}:{port},http://localhost:{port}"
         env |= {"PREFECT_API_URL": f"http://{HOST}:{port}/api", "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": origins,
                 "PREFECT_SERVER_LOGGING_LEVEL": "WARNING"}
     if name == "worker":
         env |= {"PREFECT_API_URL": prefect_api, "PREFECT_WORKER_QUERY_SECONDS": "2"}
     return env
+
+
+def end_orphans(layout: Layout, entry: Any) -> None:
+    """Stop what a dead server left behind: MLflow's process waits for one below it, which lives on and holds port and database.
+
+    They are of the session that the server led; the number of a session is given to no new process while one of its members lives.
+    """
+    pid = entry.get("pid") if isinstance(entry, dict) else None
+    if not isinstance(pid, int) or liveness.process_of(entry) is not None:
+        return
+    for process in psutil.process_iter():
+        try:
+            if process.pid != pid and os.getsid(process.pid) == pid and process.cwd() == str(layout.root):
+                stop_tree(process.pid, patience_s=3)
+        except (psutil.Error, ProcessLookupError, PermissionError):
+            continue
+
+
+def living(layout: Layout) -> dict[str, psutil.Process]:
+    """{name: process} of the servers and the worker that run for this checkout, told by their command lines and their folder: what is
+    left to ask where services.json is damaged."""
+    found: dict[str, psutil.Process] = {}
+    wanted = {name: command(layout, name, 0) for name in ("mlflow", "prefect", "worker")}
+    for process in psutil.process_iter():
+        try:
+            line = process.cmdline()
+            name = next((name for name, ours in wanted.items() if line[:4] == ours[:4] or line[1:4] == ours[1:4]), None)
+            if name and process.cwd() == str(layout.root) and process.status() != psutil.STATUS_ZOMBIE:
+                first = found.get(name)
+                if first is None or process.create_time() < first.create_time():  # its own children have the same line
+                    found[name] = process
+        except psutil.Error:
+            continue
+    return found
+
+
+def port_of(process: psutil.Process) -> int | None:
+    """The port that a server of ours was started with, from its command line."""
+    line = process.cmdline()
+    return int(line[line.index("--port") + 1]) if "--port" in line else None
 
 
 def log_path(layout: Layout, name: str) -> Path:

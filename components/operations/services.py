@@ -16,10 +16,10 @@ from typing import Any
 
 import psutil
 
-from components import files
+from components import files, storage
 from components.errors import Busy, UserError
 from components.layout import Layout
-from components.operations import environment, liveness, rest
+from components.operations import addresses, environment, half_restored, liveness, migrations, rest
 from components.operations.processes import (
     HOST,
     POOL,
@@ -27,14 +27,18 @@ from components.operations.processes import (
     SERVERS,
     Service,
     choose_port,
+    end_orphans,
     free,
     last_lines,
     listens,
+    living,
     log_path,
+    port_of,
     spawn,
     stop_tree,
 )
 
+ROOM_BYTES = 16 * 2**20  # what databases and logs take before anybody can free something
 START_S = 120  # the first start of all migrates a database, on a slow disk too
 
 
@@ -45,12 +49,37 @@ def quiet(_text: str) -> None:
 # --- what is recorded ----------------------------------------------------------------------------
 
 def read(layout: Layout) -> dict[str, Any]:
-    """services.json, or {} (a damaged file is worth no more than none: the servers are asked anyway)."""
+    """services.json, or {}. Where it is damaged, what the running processes say of themselves: none of them must be forgotten."""
     try:
-        recorded = files.read_json(layout.services)
-    except (FileNotFoundError, UserError):
+        return files.read_sealed(layout.services)
+    except FileNotFoundError:
         return {}
-    return recorded if isinstance(recorded, dict) else {}
+    except UserError:
+        return _asked(layout)
+
+
+def _mend_record(layout: Layout) -> None:
+    """A damaged services.json is written anew, from the processes themselves."""
+    try:
+        files.read_sealed(layout.services)
+    except FileNotFoundError:
+        pass
+    except UserError:
+        files.write_sealed(layout.services, _asked(layout))
+
+
+def _asked(layout: Layout) -> dict[str, Any]:
+    """What services.json would hold, from the processes themselves."""
+    recorded: dict[str, Any] = {}
+    for name, process in living(layout).items():
+        try:
+            port = port_of(process)
+            recorded[name] = _entry(layout, process.pid, f"http://{HOST}:{port}" if port else None)
+        except psutil.Error:
+            continue  # it ended meanwhile
+        if port:
+            recorded.setdefault("ports", {})[name] = port
+    return recorded
 
 
 def process_of(entry: Any, layout: Layout) -> psutil.Process | None:
@@ -71,14 +100,22 @@ def _moved(entry: Any, layout: Layout) -> psutil.Process | None:
 def outside(service: Service, layout: Layout) -> str | None:
     """The address that the environment gives, without Prefect's /api; None if it is that of our own server.
 
-    Raises UserError for one with a password in it: addresses are printed, and stand in model cards.
+    Raises UserError for one with a password in it: addresses are printed, and stand in model cards. And for one that is no address of
+    a server: a database or a folder named there would be made, empty, where it does not exist.
     """
     url = os.environ.get(service.variable, "").strip().rstrip("/")
-    if not url.startswith(("http://", "https://")):
+    if not url:
         return None
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{service.variable} names no server (it is not shown, it may hold a password): an http or https address was expected. lmworks "
+                        f"opens no database or folder by a path. Unset {service.variable}, then lmworks uses its own server, or give an address")
     url = url.removesuffix("/api")
-    if "@" in url.split("/")[2]:
-        raise UserError(f"{service.variable} holds a user name or password. Give the address alone, and the rest in {service.secrets}")
+    if any(sign in url for sign in "@?#"):
+        raise UserError(f"{service.variable} holds a user name, a password or a query. Give the address alone, and the rest in {service.secrets}")
+    if service.name == "mlflow" and os.environ.get("MLFLOW_TRACKING_USERNAME") and not os.environ.get("MLFLOW_TRACKING_PASSWORD"):
+        raise UserError("MLFLOW_TRACKING_USERNAME is set, MLFLOW_TRACKING_PASSWORD is not, or is empty. Set it, or unset both")
+    if reason := addresses.refusal(url):
+        raise UserError(f"{service.variable} holds {reason}. Give the address of your {service.name} server, or unset it: lmworks then uses its own")
     own = read(layout).get(service.name)
     return None if own and own.get("url") == url and process_of(own, layout) else url
 
@@ -103,7 +140,7 @@ def _record(layout: Layout, name: str, entry: dict[str, Any] | None, port: int |
         recorded[name] = entry
     if port:
         recorded.setdefault("ports", {})[name] = port
-    files.write_json(layout.services, recorded)
+    files.write_sealed(layout.services, recorded)
 
 
 @dataclass
@@ -119,9 +156,13 @@ class _Start:
 
 
 def _start_servers(layout: Layout, wanted: list[Service], asked: dict[str, int]) -> None:
-    """All at once, then wait for each. Raises UserError with the end of the log of one that did not come."""
+    """All at once, then wait for each. Raises UserError with the end of the log of one that did not come, and Damaged for its database."""
+    storage.check_open_files()
+    storage.check_room(layout.root, ROOM_BYTES, "a start of the servers, for their databases and logs,")
+    for service in wanted:
+        migrations.ready(layout, service)
     layout.mlruns.mkdir(parents=True, exist_ok=True)
-    layout.prefect_home.mkdir(parents=True, exist_ok=True)
+    environment.make_private(layout)
     sticky = read(layout).get("ports", {})
 
     def begin(service: Service, tried: set[int]) -> _Start:
@@ -141,12 +182,14 @@ def _start_servers(layout: Layout, wanted: list[Service], asked: dict[str, int])
                 name = start.service.name
                 if start.process.poll() is not None:
                     if free(start.port) or len(start.tried) > 5:
-                        raise UserError(f"{name} did not start; the end of {log_path(layout, name)}:\n  {last_lines(layout, name)}")
+                        raise UserError(f"{name} did not start.{migrations.note(layout, start.service)} {storage.tight(layout.root)}The end of "
+                                        f"{log_path(layout, name)}:\n  {last_lines(layout, name)}")
                     again = begin(start.service, start.tried)  # somebody took the port between our look and its bind
                     start.process, start.port, start.tried = again.process, again.port, again.tried
                     _record(layout, name, _entry(layout, start.process.pid, start.url), start.port)
                 elif rest.healthy(start.url + start.service.health) and listens(start.process.pid, start.port):
                     waiting.remove(start)
+                    migrations.done(layout, start.service)
                 elif time.monotonic() > deadline:
                     raise UserError(f"{name} (pid {start.process.pid}) does not answer at {start.url} after {START_S} s; see {log_path(layout, name)}")
             time.sleep(0.1)
@@ -186,12 +229,15 @@ def ensure(layout: Layout, *, prefect: bool = True, mlflow: bool = True, worker:
     The worker needs its pool first: flows.deployments makes it. Raises UserError: a server that does not
     start or answer, an asked port that is taken.
     """
+    half_restored.refuse(layout)
+    _mend_record(layout)
     wanted = [service for service in SERVERS if {"mlflow": mlflow, "prefect": prefect}[service.name]]
     for service in wanted:
         url = address(layout, service) if service.name in (ports or {}) else None
         if url and not url.endswith(f":{ports[service.name]}"):
             raise UserError(f"{service.name} runs already, at {url}; port {ports[service.name]} was asked for. Stop it first: lmworks down")
-    if not _all_run(layout, wanted, worker):
+    # an entry stands before its server answers: who sees one in that time waits at the lock for the process that starts it
+    if not _all_run(layout, wanted, worker) or not all(_answers(layout, service) for service in wanted):
         with files.lock(layout.startup_lock, what="the start of the servers", wait_s=START_S):
             missing = []
             for service in wanted:
@@ -200,6 +246,7 @@ def ensure(layout: Layout, *, prefect: bool = True, mlflow: bool = True, worker:
                     say(f"{service.name} was started before this checkout was moved: starting it again")
                     stop_tree(old.pid)
                 if not outside(service, layout) and process_of(entry, layout) is None:
+                    end_orphans(layout, entry)
                     missing.append(service)
             if missing:
                 say(f"starting {' and '.join(service.name for service in missing)} …")
@@ -212,7 +259,7 @@ def ensure(layout: Layout, *, prefect: bool = True, mlflow: bool = True, worker:
         url = address(layout, service)
         if url is None or not any(rest.healthy(url + service.health, timeout_s=wait_s) for wait_s in (2, 5, 15)):
             remedy = f"Check {service.variable}" if outside(service, layout) else f"See {log_path(layout, service.name)}; lmworks down --force; lmworks up"
-            raise UserError(f"{service.name} does not answer at {url}. {remedy}")
+            raise UserError(f"{service.name} {f'does not answer at {url}' if url else 'is gone'}. {remedy}")
         entry = read(layout).get(service.name, {}) if not outside(service, layout) else {"outside": True}
         addresses[service.name] = {**entry, "url": url}
     if prefect:
@@ -224,6 +271,11 @@ def _all_run(layout: Layout, wanted: list[Service], worker: bool) -> bool:
     recorded = read(layout)
     return all(outside(s, layout) or process_of(recorded.get(s.name), layout) for s in wanted) and (
         not worker or process_of(recorded.get("worker"), layout) is not None)
+
+
+def _answers(layout: Layout, service: Service) -> bool:
+    url = address(layout, service)
+    return url is not None and rest.healthy(url + service.health)
 
 
 def prepare(layout: Layout, say: Callable[[str], None] = quiet) -> None:
@@ -259,6 +311,8 @@ def down(layout: Layout, force: bool = False, say: Callable[[str], None] = quiet
                 say(f"stopping {name} …")
                 stop_tree(process.pid, patience_s)
                 stopped.append(name)
+            elif name != "worker":  # what a dead worker left is a run that goes on
+                end_orphans(layout, recorded.get(name))
             _record(layout, name, None)
         return stopped
 

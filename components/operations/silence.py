@@ -34,13 +34,13 @@ def record(layout: Layout, *, deployment: str, flow_run: str, verdict: str, mess
             "ended_at": datetime.now(UTC).isoformat(timespec="seconds")}
     with files.lock(layout.state / "scheduled.lock", what="the end of another scheduled run", wait_s=5):
         proof = green and verdict != NEUTRAL
-        files.write_json(layout.scheduled, {"format": FORMAT, "last": told, "last_green": told if proof else read(layout)["last_green"]})
+        files.write_sealed(layout.scheduled, {"format": FORMAT, "last": told, "last_green": told if proof else read(layout)["last_green"]})
 
 
 def read(layout: Layout) -> dict[str, Any]:
     """{"last", "last_green"}, each None if there was none (or the file is damaged: then the next run writes it again)."""
     try:
-        told = files.read_json(layout.scheduled)
+        told = files.read_sealed(layout.scheduled)
     except (OSError, UserError):
         told = None
     if not isinstance(told, dict) or told.get("format") != FORMAT:
@@ -57,7 +57,7 @@ def ping(green: bool, within_s: float = PING_S) -> str | None:
         url = addresses.secret_address(addresses.PING_URL)
     except UserError as error:
         return str(error)
-    if url is None:
+    if not url:
         return None
     parts = urllib.parse.urlsplit(url)
     if not green:
@@ -73,8 +73,11 @@ def ping(green: bool, within_s: float = PING_S) -> str | None:
 
 def _ask(url: str, within_s: float, said: list[str]) -> None:
     try:
+        if addresses.resolves_to_forbidden(urllib.parse.urlsplit(url).hostname or ""):
+            said.append("leads to a link-local address, which is not asked")
+            return
         request = urllib.request.Request(url, headers={"User-Agent": "lmworks"})
-        urllib.request.urlopen(request, timeout=within_s).close()
+        addresses.opener(proxies=True).open(request, timeout=within_s).close()
     except urllib.error.HTTPError as error:
         said.append(f"answered {error.code}")
     except Exception as error:  # noqa: BLE001 - whatever it is, its text may hold the address

@@ -16,7 +16,7 @@ from components import files, mlflow_rest
 from components.config import flatten
 from components.errors import UserError
 from components.release import evidence
-from components.release.registry import EVALUATION, REASON, VERDICT, WEIGHTS
+from components.release.registry import EVALUATION, REASON, RELEASE_COMMIT, TRAINED_COMMIT, VERDICT, WEIGHTS
 
 SOURCES = "lmworks.sources."
 PROFILE = re.compile(r"^(documents|tokens|bytes)_(\w+)$")  # a figure of a language in the profile of a dataset
@@ -174,7 +174,7 @@ def _code(run: dict[str, Any], stored: _Stored) -> dict[str, Any]:
         code |= {dep["path"]: str(dep.get("md5")) for dep in stage.get("deps") or [] if dep["path"].endswith(".py")}
         versions |= {package: str(version) for package, version in ((stage.get("params") or {}).get("versions.yaml") or {}).items()}
     difference = code_part(stored.get("settings/uncommitted.diff") or b"") if tags.get("lmworks.uncommitted") == "true" else b""
-    return {"commit": tags.get("mlflow.source.git.commit"), "uncommitted": files.sha256_bytes(difference)[:12] if difference else None,
+    return {"commit": tags.get(RELEASE_COMMIT, tags.get(TRAINED_COMMIT)), "uncommitted": files.sha256_bytes(difference)[:12] if difference else None,
             "files": code, "versions": versions}
 
 

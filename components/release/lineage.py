@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components import files, provenance, tracking
+from components import files, masking, provenance, tracking
 from components.config import Config
 from components.errors import Damaged
 from components.layout import Layout
 from components.markdown import escape
 from components.release import datasets, tables
 from components.release.datasets import data_digest
-from components.release.registry import EVALUATION, WEIGHTS
+from components.release.registry import EVALUATION, RELEASE_COMMIT, TRAINED_COMMIT, WEIGHTS
 
 RELEASED = "lmworks.released"  # evaluation hash of the last complete copy
 MAX_DIFF_BYTES = 5 * 2**20
@@ -82,10 +82,11 @@ def source_digests(layout: Layout) -> dict[str, str]:
 
 
 def git_state(root: Path) -> tuple[str | None, bytes]:
-    """(commit, uncommitted difference) of the checkout; (None, b"") without git. Files that hold secrets by custom are left out."""
+    """(commit, uncommitted difference) of the checkout; (None, b"") without git. Files that hold secrets by custom are left out, and what
+    looks like one in the others is masked."""
     def git(*arguments: str) -> bytes | None:
         try:
-            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=30, check=False)
+            done = subprocess.run(["git", "-c", "core.fsmonitor=false", "-C", str(root), *arguments], capture_output=True, timeout=30, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout if done.returncode == 0 else None
@@ -93,7 +94,13 @@ def git_state(root: Path) -> tuple[str | None, bytes]:
     commit = git("rev-parse", "HEAD")
     if not commit:
         return None, b""
-    return commit.decode().strip(), (git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", "--", ".", *SECRETS) or b"")[:MAX_DIFF_BYTES]
+    return commit.decode().strip(), without_secrets((git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", "--", ".", *SECRETS) or b"")[:MAX_DIFF_BYTES])
+
+
+def without_secrets(text: bytes) -> bytes:
+    """The same bytes where there is nothing to mask, whatever their encoding."""
+    read = text.decode(errors="surrogateescape")
+    return text if (clean := masking.masked(read)) == read else clean.encode(errors="surrogateescape")
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -165,7 +172,8 @@ def copy_in(client: Any, run_id: str, subject: Subject, config: Config, layout: 
     digests = source_digests(layout)
     tags = {f"lmworks.sources.{group}": digest for group, digest in digests.items()} | {"lmworks.data_digest": data_digest(layout)}
     if commit:
-        tags |= {"mlflow.source.git.commit": commit, "lmworks.uncommitted": "true" if difference else "false"}
+        tags |= {RELEASE_COMMIT: commit, "lmworks.uncommitted": "true" if difference else "false"}
+        tags.setdefault(TRAINED_COMMIT, run.data.tags.get(TRAINED_COMMIT, commit))
     params = [] if run.data.params else [Param(key, str(value)) for key, value in sorted(subject.training.items())
                                          if isinstance(value, str | int | float)][:60]
     client.log_inputs(run_id, datasets=datasets.inputs(subject.kind, layout))
@@ -194,7 +202,10 @@ def gather(folder: Path, layout: Layout, difference: bytes, digests: dict[str, s
     for target, source in wanted.items():
         if source.exists():
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, folder / target)
+            if target.startswith("settings/"):
+                files.write_atomic(folder / target, without_secrets(source.read_bytes()))
+            else:
+                shutil.copyfile(source, folder / target)
     # it reads tables: not on the path of a run in which nothing changed
     from components.release import data_page
 

@@ -17,8 +17,8 @@ from components.errors import Damaged
 from components.layout import Layout
 from components.release import contract, registry
 from components.release.lineage import Subject
+from components.release.loader import MODEL_FILE
 
-MODEL_FILE = Path(__file__).resolve().parents[1] / "serving" / "model_file.py"
 # Ranges in which loading and serving were tried, so that a consumer on the same Python minor sees no warning
 # (transformers 5.24 already warns about an argument that 5.23 asks for).
 REQUIREMENTS = ["mlflow>=3.15,<3.18", "torch>=2.13,<2.14", "transformers>=5.23,<5.24"]
@@ -74,6 +74,9 @@ def logged_model(client: Any, experiment: str, run_id: str, subject: Subject, la
             name=subject.name, python_model=str(MODEL_FILE), artifacts={"model": str(folder)}, input_example=example(subject),
             pip_requirements=REQUIREMENTS, model_id=started.model_id, metadata=files.read_json(folder / "serving.json"))
         tags = read_back(started.model_id, folder, subject, layout)
+        beside = folder.parent / registry.VOUCHED
+        files.write_atomic(beside, registry.listing(json.loads(tags[registry.FILES])))
+        client.log_model_artifact(started.model_id, str(beside))
     client.set_logged_model_tags(started.model_id, tags)
     return started.model_id, tags
 

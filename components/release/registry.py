@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 import urllib.parse
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from components import files, mlflow_rest
 from components.config import Config
 from components.errors import Damaged, UserError
 from components.layout import Layout
+from components.operations import environment
+from components.release import loader
 from components.release.history import ROLLBACK, by_hand, history, left_behind
 
 __all__ = ["history"]  # beside what is defined here: the commands ask this module for it
@@ -25,14 +28,18 @@ QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ALLOW_HTTP_REDIRECTS": "false",  # another host would get what was meant for this one (J6)
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # a server that is away is told in seconds, not after minutes
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }
 WEIGHTS, EVALUATION, VERDICT, CORPUS = "lmworks.weights_sha256", "lmworks.evaluation_sha256", "gate.verdict", "lmworks.corpus"
+TRAINED_COMMIT, RELEASE_COMMIT = "mlflow.source.git.commit", "lmworks.release_commit"  # of a run
 FILES, REASON, CHANGED = "lmworks.files", "gate.reason.", "lmworks.changed"
 CARD = "README.md"
+LOGGED_MODEL = re.compile(r"models:/m-[0-9a-f]+")
+VOUCHED = "vouched.json"  # what the tag FILES says, for a consumer that asks no registry (components/serving/model_file.py)
 FETCHED_AS = "registered_model_meta"  # MLflow writes it beside the files that it fetches; it is none of them
 
 
@@ -46,9 +53,10 @@ def address(layout: Layout) -> str:
 
 
 def quiet() -> None:
-    """MLflow and Hugging Face without chatter; before either is imported. What the user set stays."""
+    """MLflow and Hugging Face without chatter, past any proxy to our own server; before either is imported. What the user set stays."""
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
+    environment.spare_loopback(os.environ)
 
 
 def client(layout: Layout) -> Any:
@@ -175,18 +183,20 @@ def model_id(version: Any) -> str:
 # --- bytes ---------------------------------------------------------------------------------------
 
 def local_files(folder: Path) -> dict[str, str]:
-    """{path: sha256} of a logged model, the weights' folder by its manifest alone and without the card."""
+    """{path: sha256} of a logged model, the weights' folder by its manifest alone and without the card and the list itself."""
     return {name: files.sha256_file(folder / name)
             for name in sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-            if name not in (CARD, FETCHED_AS) and (not name.startswith("artifacts/model/") or name.endswith("/" + files.MANIFEST))}
+            if name not in (CARD, VOUCHED, FETCHED_AS) and (not name.startswith("artifacts/model/") or name.endswith("/" + files.MANIFEST))}
 
 
 @contextlib.contextmanager
 def stored(source: str, expected: dict[str, str] | None, what: str, layout: Layout) -> Iterator[Path]:
     """A copy of a logged model (models:/m-…) as the store serves it, gone afterwards; checked against `expected` unless that is None.
 
-    Raises Damaged, naming file and both hashes.
+    Raises Damaged, naming file and both hashes, and for a source that is anything else: a version may name any address (J6).
     """
+    if not LOGGED_MODEL.fullmatch(source):
+        raise Damaged(f"{what}: its files are said to lie at {source[:80]!r}, which is no model that lmworks stored, so nothing is fetched. Release it again: lmworks run")
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -206,12 +216,18 @@ def stored(source: str, expected: dict[str, str] | None, what: str, layout: Layo
 @contextlib.contextmanager
 def fetched(version: Any, layout: Layout) -> Iterator[Path]:
     """A verified copy of a version's files, gone afterwards: its code and MLmodel are vouched for by the version's tag,
-    the rest by the manifest (which the tag covers). Raises UserError and Damaged."""
+    the rest by the manifest (which the tag covers), and no code but ours is in it, whatever the tag says. Raises UserError and Damaged."""
     expected = version.tags.get(FILES)
     if expected is None:
         raise UserError(f"{version.name} version {version.version} was not registered by lmworks (no tag {FILES}), so nothing vouches "
                         "for its bytes. Use a version that `lmworks models` lists, or release again: lmworks run")
-    with stored(version.source, json.loads(expected), f"{version.name} version {version.version}", layout) as folder:
+    what = f"{version.name} version {version.version}"
+    try:
+        vouched = dict(json.loads(expected))
+    except (ValueError, TypeError):
+        raise Damaged(f"{what}: its tag {FILES} was edited and cannot be read, so nothing vouches for its bytes. Release it again: lmworks run") from None
+    with stored(version.source, vouched, what, layout) as folder:
+        loader.check(folder, what)
         yield folder
 
 
@@ -225,7 +241,14 @@ def check_files(folder: Path, expected: dict[str, str], what: str) -> None:
     extra = set(actual) - set(expected)
     if extra:
         raise Damaged(f"{what}: {min(extra)} was added in the model store after registration. Release it again: lmworks run")
+    if (folder / VOUCHED).exists() and (folder / VOUCHED).read_text(errors="replace") != listing(expected):
+        raise Damaged(f"{what}: {VOUCHED} is damaged in the model store: it does not list what was registered. Release it again: lmworks run")
     files.verify_manifest(folder / "artifacts" / "model")
+
+
+def listing(vouched: dict[str, str]) -> str:
+    """The text of VOUCHED: the model file reads no other."""
+    return json.dumps(vouched, indent=1, sort_keys=True) + "\n"
 
 
 # --- what there is, without importing mlflow -----------------------------------------------------

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components import files, mlflow_rest, tracking
+from components import failpoints, files, mlflow_rest, storage, tracking
 from components.config import Config
 from components.errors import Damaged, UserError
 from components.layout import Layout
-from components.operations import rest
+from components.operations import contention, rest
 from components.release import (
     card,
     champion,
@@ -97,9 +97,11 @@ def release(config: Config, layout: Layout, *, say: Say = say_line) -> list[Deci
         shown = evidence.headlines(files.read_json(layout.evaluation / "evaluation.json"))
         views.ship(client, experiment, {decision.name: decision.run_id for decision in decisions}, shown)
     except MlflowException as error:
+        full = storage.said(error, layout.mlruns) or storage.tight(layout.mlruns) or contention.advice(layout.mlflow_database)
         raise rest.Unreachable(f"MLflow at {registry.address(layout)} went away or refused a call: {' '.join(str(error).split())[:300]}. "
-                               "What was promoted before stays so. Look at `lmworks status`, then run again: lmworks run") from error
-    files.write_json(layout.receipt, {"format": RECEIPT_FORMAT, "gates": config.gates.model_dump(mode="json"), "address": registry.address(layout),
+                               f"What was promoted before stays so. {full or 'Look at `lmworks status`, then run again: lmworks run'}") from error
+    failpoints.hit("release.before_receipt")
+    files.write_sealed(layout.receipt, {"format": RECEIPT_FORMAT, "gates": config.gates.model_dump(mode="json"), "address": registry.address(layout),
                                       "models": {d.name: d.as_dict() for d in decisions}})
     return decisions
 
@@ -110,7 +112,8 @@ def verified_files(layout: Layout) -> tuple[str | None, int]:
     Raises Damaged where a model or the evaluation is at fault, or the evaluation is of other weights (H3): those cannot be
     released at all.
     """
-    folders = [layout.pretrained, layout.finetuned, layout.evaluation]
+    # those of the test items too: the champion is judged again on them
+    folders = [layout.pretrained, layout.finetuned, layout.evaluation, layout.clean]
     count = sum(len(files.verify_manifest(folder)["files"]) for folder in folders)
     judged = files.read_json(layout.evaluation / "evaluation.json")["models"]
     for kind, out in (("base", layout.pretrained), ("instruct", layout.finetuned)):
@@ -135,9 +138,11 @@ def release_one(client: Any, experiment: str, subject: Subject, config: Config, 
     if version is None:
         say(f"{subject.name}: registering weights {subject.weights_sha256[:12]}")
         model_id, vouched = package.logged_model(client, experiment, run_id, subject, layout)
+        failpoints.hit("registry.uploaded", subject.name)
         registry.ensure_registered(client, subject.name, config, card.headline(subject, config))
         version = registry.register(client, subject.name, model_id, run_id, vouched, weights_sha256=subject.weights_sha256,
                                     evaluation_sha256=subject.evaluation_sha256, data_digest=lineage.data_digest(layout))
+        failpoints.hit("registry.version_created", subject.name)
     datasets.measure(client, run_id, subject.kind, layout, registry.model_id(version))
     criteria: list[gates.Criterion] = []
 
@@ -147,6 +152,7 @@ def release_one(client: Any, experiment: str, subject: Subject, config: Config, 
                        *rollback.criteria(client, subject.name, str(version.version), subject.weights_sha256)]
         passed = gates.passes(criteria)
         record(client, run_id, subject, version, current, criteria, config, layout, earlier)
+        failpoints.hit("registry.judged", subject.name)
         return passed, reason(criteria)
 
     moved, current = promotion.promote(client, subject.name, str(version.version), layout, judge)
@@ -234,7 +240,7 @@ def sentence(decision: Decision) -> str:
 def receipt_current(config: Config, layout: Layout) -> bool:
     """Whether the last release was of exactly these outs and the server still says so: two REST calls a model, no MLflow import."""
     try:
-        receipt = files.read_json(layout.receipt)
+        receipt = files.read_sealed(layout.receipt)
         subjects = lineage.subjects(config, layout)
         if receipt.get("format") != RECEIPT_FORMAT or receipt["gates"] != config.gates.model_dump(mode="json"):
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,11 @@ def listed(path: Path) -> dict[str, Any]:
             if not isinstance(groups[name]["kind"], str) or not isinstance(groups[name]["files"], list):
                 raise TypeError(name)
             for entry in groups[name]["files"]:
-                if not (isinstance(entry["name"], str) and isinstance(entry["path"], str)
-                        and isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)):
-                    raise TypeError(f"{name}: {entry}")
+                if not (isinstance(entry["name"], str) and isinstance(entry["path"], str) and isinstance(entry["sha256"], str)
+                        and type(entry["bytes"]) is int and entry["bytes"] >= 0):
+                    raise TypeError(f"{name}: {reprlib.repr(entry)}")  # short: a few lines of YAML can be a value of gigabytes
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path.name} is not a list of source files ({error}). Delete it. {MEND}") from error
+        raise UserError(f"{path.name} is not a list of source files ({' '.join(str(error).split())[:200]}). Delete it. {MEND}") from error
     return groups
 
 
@@ -80,8 +81,8 @@ def copy(entry: dict[str, Any], folder: Path, root: Path) -> None:
                 writer.write(chunk)
     except FileNotFoundError as error:
         raise UserError(f"fetch: {source} ({name}) is missing; sources.yaml lists it. {MEND}") from error
-    except (PermissionError, IsADirectoryError) as error:
-        raise UserError(f"fetch: {source} ({name}) cannot be read: {(error.strerror or '').lower()}. Mend it. {MEND}") from error
+    except (PermissionError, IsADirectoryError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UserError(f"fetch: {source} ({name}) cannot be read: {(getattr(error, 'strerror', None) or str(error)).lower()}. Mend it. {MEND}") from error
     if read_bytes > entry["bytes"]:
         target.unlink()
         raise UserError(f"fetch: {source} ({name}) grew: more than the {entry['bytes']:,} bytes that sources.yaml lists "

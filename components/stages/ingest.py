@@ -48,7 +48,9 @@ def run(config: Config, layout: Layout) -> Report:
         documents, faults = user_documents(layout.sources_corpus, config, report)
     if not documents.num_rows:
         first = f"; the first of {len(faults):,} rows at fault: {faults[0]['source']}, {faults[0]['detail']}" if faults else ""
-        raise UserError(f"no documents in {config.corpus.source}: its {len(source_names(layout.sources_corpus))} files hold no text{first}. {needed(config)}")
+        names = source_names(layout.sources_corpus)
+        held = f"{names[0]} holds" if len(names) == 1 else f"its {len(names):,} files hold"
+        raise UserError(f"no documents in {config.corpus.source}: {held} no rows of text{first}. {needed(config)}")
     records, record_faults = all_records(documents, config, layout, report)
 
     kept, found, notes = validation.check("raw", documents, config, layout.raw, reader_faults=faults, kept=layout.blocked / "ingest")
@@ -75,10 +77,11 @@ def check_sources(config: Config, layout: Layout) -> None:
         ("corpus", layout.sources_corpus), ("records", layout.sources_records))}
     wanted = {"corpus": EMBEDDED if config.corpus.source == EMBEDDED else "user",
               "records": "user" if config.corpus.records != EMBEDDED else "none" if config.corpus.source == EMBEDDED else EMBEDDED}
-    recorded = (files.load_yaml(layout.sources) or {}) if layout.sources.exists() else {}
+    recorded = files.load_yaml(layout.sources) if layout.sources.exists() else {}
     settings = {"corpus": config.corpus.source, "records": config.corpus.records}
     for name in GROUPS[:2]:
-        source = (recorded.get(name) or {}).get("source", settings[name])
+        group = recorded.get(name) if isinstance(recorded, dict) else None
+        source = group.get("source", settings[name]) if isinstance(group, dict) else settings[name]
         if kinds[name] != wanted[name] or source != settings[name]:
             raise UserError(f"the {name} in data/sources is of {source!r} ({kinds[name]}), params.yaml says {settings[name]!r}. {MEND}")
 
@@ -99,20 +102,25 @@ Reader = Callable[[Path, str, Any], tuple[str, Iterable[Any]]]  # (file, its nam
 
 
 def readable_rows(read: Reader, folder: Path, config: Config, report: Report, faults: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """(file, row) of every row that `read` could read; the others are added to `faults`, encodings that had to be found to the notes."""
-    names, decoded = source_names(folder), {}
+    """(file, row) of every row that `read` could read; the others are added to `faults`. Encodings that had to be found and files
+    without a row are said in the notes."""
+    names, noticed = source_names(folder), {}
     with Progress("ingest (files)", len(names)) as progress:
         for n, name in enumerate(names, 1):
             words, rows = read(folder / name, name, config.corpus)
             if words:
-                decoded.setdefault(words, []).append(name)
+                noticed.setdefault(f"decoded from {words}", []).append(name)
+            empty = True
             for row in rows:
+                empty = False
                 if isinstance(row, Fault):
                     faults.append(row.as_dict(name))
                 else:
                     yield name, row
+            if empty:
+                noticed.setdefault("without a row", []).append(name)
             progress.update(n, name)
-    note_decoded(decoded, report)
+    note(noticed, report)
 
 
 def user_documents(folder: Path, config: Config, report: Report) -> tuple[pa.Table, list[dict[str, Any]]]:
@@ -124,10 +132,10 @@ def user_documents(folder: Path, config: Config, report: Report) -> tuple[pa.Tab
     return builder.table(), faults
 
 
-def note_decoded(decoded: dict[str, list[str]], report: Report) -> None:
-    for words, names in sorted(decoded.items()):
+def note(noticed: dict[str, list[str]], report: Report) -> None:
+    for words, names in sorted(noticed.items()):
         more = f" and {len(names) - NAMES_SAID} more" if len(names) > NAMES_SAID else ""
-        report.notes.append(f"decoded from {words}: {', '.join(names[:NAMES_SAID])}{more}")
+        report.notes.append(f"{words}: {', '.join(names[:NAMES_SAID])}{more}")
         say(f"ingest: {report.notes[-1]}")
 
 

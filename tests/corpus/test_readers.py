@@ -83,13 +83,13 @@ def test_A4_a_few_invalid_lines_are_quarantined_with_their_number(tmp_path):
 @pytest.mark.parametrize("encoding, text", [("latin-1", "Déclaration universelle des droits de l'homme à l'été\n"), ("cp1251", "Всеобщая декларация прав человека\n"),
                                             ("euc-jp", "すべての人間は、生れながらにして自由である\n"), ("euc-kr", "모든 인간은 태어날 때부터 자유로우며\n"),
                                             ("big5", "人人生而自由，在尊嚴和權利上一律平等\n")])
-def test_text_in_another_encoding_is_refused_and_never_read_as_chinese(tmp_path, encoding, text):
+def test_A4_text_in_another_encoding_is_refused_and_never_read_as_chinese(tmp_path, encoding, text):
     with pytest.raises(UserError, match=r"neither UTF-8.*iconv"):
         rows_of(written(tmp_path, "a.txt", (text * 30).encode(encoding)))
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04rest", bytes(range(256)) * 20, b"\x1f\x8b\x08rest", b"PAR1rest", "no mark".encode("utf-16-le") * 100])
-def test_a_binary_file_named_txt_is_one_clear_error(tmp_path, content):
+def test_A9_a_binary_file_named_txt_is_one_clear_error(tmp_path, content):
     with pytest.raises(UserError, match="is not text"):
         rows_of(written(tmp_path, "a.txt", content))
 

@@ -2,8 +2,11 @@
 
 import json
 import os
+import random
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -97,6 +100,24 @@ def test_A19_a_malformed_tokenizer_is_one_clear_error(tmp_path: Path, text: str)
     with pytest.raises(UserError, match="not a tokenizer") as caught:
         bpe.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_A19_a_tokenizer_damaged_anywhere_is_read_or_refused_in_one_line(tokenizer: bpe.Tokenizer, tmp_path: Path) -> None:
+    whole, rng, ends = tokenizer.to_str(), random.Random(19), Counter()
+    values = ("null", "-1", "1e99", "[]", "{}", '"x"', "true", "[[[1]]]", "18446744073709551616", '"\\ud800"')
+    for _ in range(200):
+        at = rng.randrange(len(whole))
+        text = {"cut": whole[:at], "hole": whole[:at] + whole[at + rng.randint(1, 40):], "byte": whole[:at] + chr(ord(whole[at]) ^ 1 << rng.randrange(7)) + whole[at + 1:],
+                "value": re.sub(r"(?<=[:,\[])(\d+|true|false|null|\"[^\"]*\")", lambda m: rng.choice(values) if rng.random() < 0.01 else m[0], whole)}[
+                    kind := rng.choice(["cut", "hole", "byte", "value"])]
+        (tmp_path / "tokenizer.json").write_text(text, errors="replace")
+        try:
+            assert bpe.load(tmp_path).encode("房间很干净 It's 3.14").ids is not None  # whatever it gives, it gives it without a crash
+            ends[kind, "read"] += 1
+        except UserError as error:
+            assert "tokenizer.json is not a tokenizer that this version reads" in str(error) and "\n" not in str(error)
+            ends[kind, "refused"] += 1
+    assert ends["cut", "refused"] > 20 and ends["hole", "refused"] > 20 and ends["value", "refused"] > 10
 
 
 def test_A19_an_outsized_or_missing_tokenizer_is_refused(tmp_path: Path) -> None:

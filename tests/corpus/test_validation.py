@@ -93,7 +93,7 @@ def test_A5_A7_each_planted_fault_fails_its_expectation_and_no_other(judge, faul
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_all_planted_rows_together_fail_each_row_expectation_once_and_the_counts_add_up(judge, language):
+def test_A5_A7_all_planted_rows_together_fail_each_row_expectation_once_and_the_counts_add_up(judge, language):
     bad = [f["row"] for f in PLANTED if f["planted"] == language and "row" in f]
     verdict = validation.judge_table("raw", table([*rows(language), *bad]), build(SETTINGS | {"validation.max_quarantine_ratio": 0.5}, where=""), judge=judge)
     assert {r.name: r.at_fault for r in verdict.results if r.name in {e.name for e in suites.RAW.rows}} == {e.name: 1 for e in suites.RAW.rows}
@@ -160,7 +160,7 @@ def test_row_groups_change_no_byte_of_json_or_page(judge, monkeypatch):
     assert validation.validation_page.render(whole.as_dict()) == validation.validation_page.render(parts.as_dict())
 
 
-def test_the_page_needs_no_network_escapes_what_it_shows_and_limits_examples(judge):
+def test_J12_the_page_needs_no_network_escapes_what_it_shows_and_limits_examples(judge):
     bad = [{"id": f"坏.txt#{i:08d}", "text": f"<script>alert('坏{i}')</script>\0", "source": "坏.txt", "language": "zh", "metadata": "{}"} for i in range(30)]
     verdict = validation.judge_table("raw", table([*rows("zh"), *bad]), CONFIG, judge=judge)
     page = validation.validation_page.render(verdict.as_dict())

@@ -18,7 +18,7 @@ from flows.records import MAX_STATE_CHARS, RunResult, StageRecord, in_words
 pytestmark = pytest.mark.code
 
 
-def test_a_value_cannot_leave_its_cell_nor_become_html_or_a_link():
+def test_J12_a_value_cannot_leave_its_cell_nor_become_html_or_a_link():
     shown = artifact.cell("a|b <script>x</script> [c](javascript:d)\n# e")
     assert "<" not in shown and "\n" not in shown and "\\|" in shown and "\\[c\\]" in shown
 
@@ -113,13 +113,14 @@ def test_the_stages_lines_stay(line: str):
     assert not tasks.NOISE.match(line)
 
 
-def test_F3_a_run_that_prefect_never_heard_the_end_of_says_what_finished():
+def test_F3_a_run_that_prefect_never_heard_the_end_of_says_what_finished(tmp_path: Path):
     from flows.run import not_reported
 
     done = RunResult("Promoted", "smoke: version 1 is champion", 0)
-    not_reported(done, ConnectionError("refused"))
-    assert (done.verdict, done.exit_code, done.reported) == ("Promoted", 1, False)
-    assert done.message.startswith("smoke: version 1 is champion; but Prefect's server went away")
+    not_reported(done, ConnectionError("refused"), Layout(root=tmp_path))
+    assert (done.verdict, done.exit_code, done.reported) == ("Promoted", 5, False)
+    assert done.message.startswith("smoke: version 1 is champion; finished, not reported: Prefect's server went away")
     broken = RunResult()
-    not_reported(broken, ConnectionError("refused"))
+    not_reported(broken, ConnectionError("refused"), Layout(root=tmp_path))
+    assert broken.exit_code == 1
     assert broken.verdict == "Failed" and "run again: lmworks run" in broken.message

@@ -69,11 +69,16 @@ def test_up_makes_them_once_and_takes_them_away_with_the_setting(on_call: Any, m
 
     with monkeypatch.context() as without:
         without.delenv(addresses.ALERT_WEBHOOK)
-        assert "alerts removed: LMWORKS_ALERT_WEBHOOK is not set" in page.up(on_call)["done"]
+        assert any("the address of an earlier start" in line for line in page.up(on_call)["done"]), "another shell silences no night"
+        assert {name: automation["id"] for name, automation in automations(on_call).items()} == {name: made[name]["id"] for name in NAMES}
+        without.setenv(addresses.ALERT_WEBHOOK, "")
+        assert "alerts removed: LMWORKS_ALERT_WEBHOOK is empty" in page.up(on_call)["done"]
         assert set(automations(on_call)) == {alerts.NO_HEARTBEAT}
         with pytest.raises(rest.Unreachable):
             on_call.api().get(f"/block_types/slug/webhook/block_documents/name/{alerts.BLOCK}")
         assert not any("alert" in line for line in page.up(on_call)["done"]), "nothing to say twice"
+        without.delenv(addresses.ALERT_WEBHOOK)
+        assert not any("alert" in line for line in page.up(on_call)["done"]), "nothing was set up"
     page.up(on_call)
     assert set(automations(on_call)) == NAMES
 
@@ -113,7 +118,7 @@ def test_what_is_no_address_is_one_clear_error_without_it(checkout: Any, monkeyp
                 addresses.secret_address(variable)
             assert "s3cret" not in str(refused.value)
         monkeypatch.setenv(variable, "  ")
-        assert addresses.secret_address(variable) is None
+        assert addresses.secret_address(variable) == ""
 
 
 def test_the_addresses_are_written_nowhere_but_in_the_hidden_block(checkout: Any, receiver: Any):

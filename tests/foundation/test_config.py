@@ -55,7 +55,7 @@ def test_B5_duplicate_keys_and_python_tags_are_refused(tmp_path: Path):
         settings.load(path)
 
 
-def test_missing_keys_are_named_with_the_command_that_adds_them(tmp_path: Path):
+def test_B10_missing_keys_are_named_with_the_command_that_adds_them(tmp_path: Path):
     path = tmp_path / "params.yaml"
     path.write_text("preset: tiny\nname: tiny\n")
     with pytest.raises(UserError, match=r"missing keys: .*training.steps.*lmworks use --upgrade"):

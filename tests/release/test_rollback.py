@@ -121,7 +121,7 @@ def test_C7_a_kill_between_history_and_alias_is_no_rollback(three, monkeypatch):
     assert champion(layout, "back-instruct") == "3" and not history.left_behind(model) and history.by_hand(model) is None
 
 
-def test_A12_a_damaged_version_is_refused_by_name_and_skipped_otherwise(three, mlflow_folder):
+def test_D3_a_damaged_version_is_refused_by_name_and_skipped_otherwise(three, mlflow_folder):
     _, layout, client = three
     name = "back-instruct"
     stored = next((mlflow_folder / "artifacts").glob(f"*/models/{registry.model_id(client.get_model_version(name, '2'))}/artifacts/artifacts/model/model.safetensors"))

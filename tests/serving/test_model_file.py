@@ -256,6 +256,15 @@ def test_D4_truncated_weights_are_refused(copy, keep):
     assert "model.safetensors is damaged" in refused(copy)
 
 
+def test_A18_a_tokenizer_that_the_model_was_not_trained_with_is_refused(copy, tmp_path):
+    folder = copy / "artifacts" / "model"
+    tiny_models.make_tokenizer(tmp_path / "other", vocab_size=390)
+    before = files.sha256_file(folder / "tokenizer.json")
+    shutil.copyfile(tmp_path / "other" / "tokenizer.json", folder / "tokenizer.json")
+    message = refused(copy)
+    assert "tokenizer.json" in message and before in message and files.sha256_file(folder / "tokenizer.json") in message
+
+
 def test_D9_missing_added_and_unlisted_files_are_refused(copy):
     folder = copy / "artifacts" / "model"
     (folder / "extra.py").write_text("boom")

@@ -49,7 +49,7 @@ def corpus() -> list[dict]:
 
 
 @pytest.mark.code
-def test_counts_add_up_and_every_drop_has_a_reason(tmp_path):
+def test_A8_counts_add_up_and_every_drop_has_a_reason(tmp_path):
     documents = corpus()
     report, out = run(tmp_path, documents)
     assert report.documents_in == len(documents) == report.documents_out + len(out["dropped"])
@@ -78,7 +78,7 @@ def test_the_tables_keep_the_contract(tmp_path):
 
 
 @pytest.mark.code
-def test_C1_two_runs_write_the_same_bytes(tmp_path):
+def test_two_runs_write_the_same_bytes(tmp_path):
     run(tmp_path, corpus(), name="one")
     run(tmp_path, corpus(), name="two")
     assert files.manifest_of(tmp_path / "one") == files.manifest_of(tmp_path / "two")

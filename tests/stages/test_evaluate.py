@@ -159,7 +159,7 @@ def test_samples_show_both_languages_and_every_application(layout, report):
     assert {s["application"] for s in samples["answers"]} == set(CONFIG.finetuning.applications)
 
 
-def test_the_page_is_offline_escaped_and_shows_chinese(layout, report):
+def test_J12_the_page_is_offline_escaped_and_shows_chinese(layout, report):
     page = (layout.evaluation / "report.html").read_text(encoding="utf-8")
     shown = Page(page)
     shown.check()
@@ -190,7 +190,7 @@ def test_an_imported_base_has_no_text_seen_and_no_curve(layout, tmp_path):
     assert "Pretraining loss" not in (tmp_path / "evaluation" / "report.html").read_text()
 
 
-def test_A1_no_test_document_is_one_clear_error_and_nothing_is_written(layout, tmp_path):
+def test_A20_no_test_document_is_one_clear_error_and_nothing_is_written(layout, tmp_path):
     empty = Layout(root=layout.root, staged={"evaluation": tmp_path / "out", "clean": tmp_path})
     pq.write_table(pa.table({name: pa.array([], pa.string()) for name in ("id", "text", "language")}), tmp_path / "test.parquet")
     with pytest.raises(UserError, match="no document"):

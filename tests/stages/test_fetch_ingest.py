@@ -4,56 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
-from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
-from components import chain, files
-from components import config as configuration
-from components.corpus import embedded, embedded_records, sources
+from components import files
+from components.corpus import embedded, embedded_records
 from components.corpus.documents import DOCUMENTS, QUARANTINE, RECORDS
 from components.errors import Blocked, UserError
-from components.layout import Layout
 from components.stages import fetch
+from tests.corpus_checkout import Checkout
 
 pytestmark = pytest.mark.code
-ROOT = Path(__file__).parents[2]
 ZH, EN = "今天的天气很好，我们一起去公园散步，然后回家吃饭。", "We walked to the park because the weather was fine that day. "
 RECORD = {"application": "classification", "prompt": "房间很好", "answer": "正面"}
-
-
-class Checkout:
-    """A checkout in a folder of its own, with the real code behind it."""
-
-    def __init__(self, root: Path, **flat):
-        self.layout = Layout(root=root / "checkout")
-        self.layout.root.mkdir(exist_ok=True)
-        (self.layout.root / "components").symlink_to(ROOT / "components")
-        (self.layout.root / "versions.yaml").write_bytes((ROOT / "versions.yaml").read_bytes())
-        self.configure(**flat)
-
-    def configure(self, **flat):
-        self.config = configuration.build({key.replace("__", "."): value for key, value in flat.items()}, where="test")
-        self.layout.params.write_text(configuration.render(self.config))
-
-    def update(self):
-        return sources.update(self.config, self.layout)
-
-    def stage(self, name):
-        return chain.run_stage(chain.BY_NAME[name], self.layout, self.config)
-
-    def run(self):
-        self.update()
-        self.stage("fetch")
-        return self.stage("ingest")
-
-    def table(self, name):
-        return pq.read_table(self.layout.raw / f"{name}.parquet")
-
-    def nothing_half_written(self):
-        data = self.layout.root / "data"
-        return not (data / "raw").exists() and (not self.layout.partial.exists() or not any(self.layout.partial.iterdir()))
 
 
 @pytest.fixture

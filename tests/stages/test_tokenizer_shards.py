@@ -80,7 +80,7 @@ def test_A20_an_empty_held_out_split_is_refused(layout: Layout, split: str) -> N
         shards.run(CONFIG, layout)
 
 
-def test_an_empty_train_split_is_refused(layout: Layout) -> None:
+def test_A20_an_empty_train_split_is_refused(layout: Layout) -> None:
     write_split(layout.clean, "train", 0)
     with pytest.raises(UserError, match="train split is empty"):
         tokenizer.run(CONFIG, layout)
