@@ -2,7 +2,7 @@
 stands in files, a line an event.
 
 A version here is a few kilobytes of random weights with a manifest and a figure, bits per byte; everything that happens to it in the
-registry is done by the product: upload read back, version, verdict, compare-and-set of the alias.
+registry is done by the product: version, verdict, compare-and-set of the alias. Bytes are hashed by the reader.
 """
 
 from __future__ import annotations
@@ -94,8 +94,7 @@ def registered(client: Any, race: Race, weights: bytes, bits: float) -> Any:
         client.log_model_artifacts(started.model_id, str(folder))
         expected = registry.local_files(folder)
     client.finalize_logged_model(started.model_id, "READY")
-    with registry.stored(f"models:/{started.model_id}", expected, race.name, race.layout):
-        failpoints.hit("registry.uploaded", race.name)
+    failpoints.hit("registry.uploaded", race.name)
     version = registry.register(client, race.name, started.model_id, race.run_id, {registry.FILES: json.dumps(expected), BITS: str(bits)},
                                 weights_sha256=sha256, evaluation_sha256=EVALUATION, data_digest="none")
     failpoints.hit("registry.version_created", race.name)

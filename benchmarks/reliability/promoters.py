@@ -99,7 +99,7 @@ def _run(shared: Race, forks: Any, promoters: int) -> tuple[list[dict[str, Any]]
                               "place": "random" if process.pid in ours else [event["place"] for event in past if "armed" in event][-1]})
                 running[number] = start(number)
             elif process.exitcode:
-                errors.append(f"promoter {number} ended with {process.exitcode}: {(shared.folder / f'promoter-{number}.log').read_text()[-500:]}")
+                errors.append(f"promoter {number} ended with {process.exitcode}: {_last_words(shared, f'promoter-{number}')}")
         if outside and running and sum(len(noted(shared.events(f"promoter-{number}"))) for number in range(promoters)) >= outside[0]:
             outside.pop(0)
             time.sleep(chance.uniform(0, 0.3))
@@ -109,12 +109,17 @@ def _run(shared: Race, forks: Any, promoters: int) -> tuple[list[dict[str, Any]]
     return kills, errors
 
 
+def _last_words(shared: Race, who: str) -> str:
+    log = shared.folder / f"{who}.log"
+    return log.read_text()[-500:] if log.exists() else "it never began"
+
+
 def _judged(shared: Race, client: Any, promoters: int, kills: list[dict[str, Any]], errors: list[str]) -> dict[str, Any]:
     illegal, figures = promoter.audit(client, shared)
     rounds = [event for number in range(promoters) for event in noted(shared.events(f"promoter-{number}")) if "round" in event]
     illegal += [event["wrong"] for event in rounds if event.get("wrong")]
     told = noted(shared.events("reader"))
-    reads = told[0] if told else {"reads": 0, "champions_seen": 0, "failures": [{"wrong": f"the reader died: {(shared.folder / 'reader.log').read_text()[-500:]}"}]}
+    reads = told[0] if told else {"reads": 0, "champions_seen": 0, "failures": [{"wrong": f"the reader died: {_last_words(shared, 'reader')}"}]}
     refused = [event["refused"] for event in rounds if "refused" in event]
     counts = {"promoters": promoters, "rounds": len(rounds), "kills_at_fail_points": sum(kill["place"] != "random" for kill in kills),
               "kills_at_random_moments": sum(kill["place"] == "random" for kill in kills), "illegal_aliases": len(illegal), "reads": reads["reads"],
