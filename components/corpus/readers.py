@@ -301,7 +301,7 @@ def read_parquet(path: Path, name: str, corpus: Corpus) -> Iterator[Row | Fault]
                     number += 1
                     yield checked(number, text, row, f"row {number}")
     except (pa.ArrowException, OSError, EOFError, ValueError, LookupError, OverflowError, TypeError) as error:  # damage has many names
-        reason = " ".join(str(error).split())[:200]
+        reason = re.sub(r"\bT\w+Exception: ", "", " ".join(str(error).split()))[:200].rstrip(".")  # Thrift names its classes
         raise UserError(f"{name} is not a whole Parquet file ({path.stat().st_size:,} bytes): {reason}. Copy it again, then run again") from error
 
 

@@ -110,7 +110,9 @@ def load(folder: Path) -> Tokenizer:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_TOKENIZER_BYTES:,} are read. Give a smaller tokenizer")
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # tokenizers raises plain Exception for whatever is wrong in the file
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises plain Exception for what is wrong in the file; a panic of its Rust is not even one
         raise UserError(f"{path} is not a tokenizer that this version reads: {' '.join(str(error).split())[:200]}. "
                         "Save it again, or restore the file") from error
     tokenizer.encode_special_tokens = True

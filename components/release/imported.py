@@ -129,7 +129,9 @@ def try_to_load(folder: Path, shown: Path | None = None) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model, info = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False,
                                                            output_loading_info=True)
-    except Exception as error:  # noqa: BLE001  the folder is anybody's, and each damage raises another class
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001  the folder is anybody's, each damage raises another class, and a panic of Rust is no Exception
         raise UserError(f"{shown} does not open as a causal language model ({type(error).__name__}: {' '.join(str(error).replace(str(folder), str(shown)).split())[:200]}). "
                         "Fetch the model again") from None
     wrong = {kind: sorted(str(key) for key in keys)[:3] for kind, keys in info.items() if keys}
