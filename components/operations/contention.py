@@ -13,7 +13,7 @@ import psutil
 from components.operations import rest
 
 BUSY = ("locked", "busy")  # what SQLite calls it
-SERVER = re.compile(r"(mlflow|prefect)(\.server\.\S*)?$")  # a word of the command line of MLflow's or Prefect's server, and of their children
+SERVER = re.compile(r"(mlflow|prefect)(\.server\.\S*)?$|flows\.prefect_server$")  # a word of the command line of MLflow's or Prefect's server, and of their children
 
 
 def held(path: Path) -> str | None:

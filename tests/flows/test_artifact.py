@@ -71,10 +71,13 @@ def test_a_fresh_chain_asks_the_registry_once_and_releases_nothing(tmp_path: Pat
     layout = Layout(root=tmp_path)
     told = {"name": "语", "version": "3", "champion_version": "2", "run_id": "r", "verdict": "failed", "criteria": []}
     files.write_json(layout.receipt, {"models": {"语": told}})
+    started: list[bool] = []
+    monkeypatch.setattr(chain.services, "ensure", lambda _layout, *, prefect: started.append(prefect))
     monkeypatch.setattr(release, "receipt_current", lambda *_: True)
     monkeypatch.setattr(release, "release", lambda *_, **__: pytest.fail("nothing is released"))
     state = chain.release_task.fn(settings.Config(), layout, True)
     assert (state.name, tasks.carried(state)) == ("Cached", [told]) and "语: version 2 is champion" in state.message
+    assert started == [False], "MLflow may have died while the stages worked (F1)"
 
 
 def test_a_runs_name_says_who_when_and_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
