@@ -31,6 +31,7 @@ GOAL = "Disk full at each write: a clear message each time, 0 good files damaged
 COUNT = 60
 SIZE_MB = 700  # of the disk: two checkouts with their servers
 RUN_LIMIT_S = 240
+LATEST_S = 45  # after the start of a run the disk is full: a whole `smoke` chain takes about as long
 NO_SPACE = "no space in "
 
 # the writes of small files, by the stage that makes them; tables, tensors and shards are met by the disk that fills up
@@ -175,8 +176,10 @@ class Neighbour(threading.Thread):
 def moments(root: Path, count: int, pick: random.Random, reference: dict[str, str], lock: str) -> list[dict[str, Any]]:
     """A chain from nothing that finds its disk full `count` times, each time at a moment of its own."""
     rows: list[dict[str, Any]] = []
-    for _ in range(count):
-        neighbour = Neighbour(root.parent, pick.uniform(1, 25))
+    tries = 0
+    while sum(row["kind"] == "moment" for row in rows) < count and tries < 3 * count:
+        tries += 1
+        neighbour = Neighbour(root.parent, pick.uniform(1, LATEST_S))
         neighbour.start()
         code, said = call(root, "commands", "run")
         full = neighbour.filled
