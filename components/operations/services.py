@@ -39,6 +39,7 @@ from components.operations.processes import (
 )
 
 ROOM_BYTES = 16 * 2**20  # what databases and logs take before anybody can free something
+PATIENCE_S = 22  # with one that runs, but has much to do
 START_S = 120  # the first start of all migrates a database, on a slow disk too
 
 
@@ -257,7 +258,7 @@ def ensure(layout: Layout, *, prefect: bool = True, mlflow: bool = True, worker:
     addresses: dict[str, Any] = {}
     for service in wanted:
         url = address(layout, service)
-        if url is None or not any(rest.healthy(url + service.health, timeout_s=wait_s) for wait_s in (2, 5, 15)):
+        if url is None or not _comes_to_answer(layout, service, url):
             remedy = f"Check {service.variable}" if outside(service, layout) else f"See {log_path(layout, service.name)}; lmworks down --force; lmworks up"
             raise UserError(f"{service.name} {f'does not answer at {url}' if url else 'is gone'}. {remedy}")
         entry = read(layout).get(service.name, {}) if not outside(service, layout) else {"outside": True}
@@ -265,6 +266,20 @@ def ensure(layout: Layout, *, prefect: bool = True, mlflow: bool = True, worker:
     if prefect:
         addresses["prefect"]["api"] = addresses["prefect"]["url"] + "/api"
     return addresses
+
+
+def _comes_to_answer(layout: Layout, service: Service, url: str) -> bool:
+    """Whether a server answers: soon, or, where the process that started ours did not live to see it, within the time of a start."""
+    process = process_of(read(layout).get(service.name), layout)
+    if process is None or outside(service, layout):
+        return any(rest.healthy(url + service.health, timeout_s=wait_s) for wait_s in (2, 5, 15))
+    age_s = time.time() - process.create_time()
+    deadline = time.monotonic() + min(START_S, max(PATIENCE_S, START_S - age_s))
+    while not rest.healthy(url + service.health, timeout_s=5):
+        if time.monotonic() > deadline or process_of(read(layout).get(service.name), layout) is None:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _all_run(layout: Layout, wanted: list[Service], worker: bool) -> bool:

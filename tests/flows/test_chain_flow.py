@@ -8,13 +8,14 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 from typing import Any
 
 import psutil
 import pytest
 
 from components import files, spool
-from components.operations import addresses, liveness, processes, rest, services, unclean
+from components.operations import addresses, environment, liveness, processes, rest, services, unclean
 from flows import reconciler
 
 pytestmark = [pytest.mark.e2e]
@@ -202,6 +203,20 @@ def test_C15_a_run_that_was_killed_before_it_knew_its_flow_run_is_closed_too(che
     done = reconciler.reconcile(checkout.layout)
     assert [line for line in done if "'lost'" in line] == ["Prefect: flow run 'lost' was left Running; it is Crashed now"]
     assert api.get(f"/flow_runs/{lost}")["state_type"] == "CRASHED" and not list(checkout.layout.unclean.glob("run-*.json"))
+
+
+@pytest.mark.slow
+def test_C9_a_server_whose_starter_was_killed_is_waited_for(checkout: Any):
+    before = services.read(checkout.layout)["prefect"]["pid"]
+    processes.stop_tree(before)
+    code = "from components.layout import Layout; from components.operations import services; services.ensure(Layout())"
+    starter = subprocess.Popen([environment.python(checkout.layout), "-c", code], cwd=checkout.root, env=environment.child(checkout.layout))
+    checkout.wait_for(lambda: services.read(checkout.layout).get("prefect", {}).get("pid", before) != before, "the new server is recorded")
+    starter.kill()
+    starter.wait()
+    assert not rest.healthy(f"{services.read(checkout.layout)['prefect']['url']}/api/health"), "otherwise there is nothing to test"
+    services.ensure(checkout.layout)
+    assert checkout.run()[1]["verdict"] in ("Ready", "Nothing changed")
 
 
 @pytest.mark.slow
