@@ -29,7 +29,7 @@ def up(
     """Start MLflow, Prefect and the worker on 127.0.0.1 (what runs already stays).  Example:  lmworks up"""
     from components import files
     from components.errors import Busy
-    from components.operations import environment, services
+    from components.operations import environment, services, unclean
     from components.operations import status as now
 
     layout, began_s = Layout(), time.monotonic()
@@ -44,8 +44,10 @@ def up(
         environment.apply(layout, PREFECT_API_URL=found["prefect"]["api"])
         from flows import deployments, reconciler
 
-        with contextlib.suppress(Busy), files.lock(layout.run_lock, what="lmworks up"):  # during a run there is nothing to put in order
-            done += reconciler.reconcile(layout)
+        done += reconciler.settle(layout)
+        if unclean.dead(layout):  # else a run that is started in the same moment would find its lock taken
+            with contextlib.suppress(Busy), files.lock(layout.run_lock, what="lmworks up"):  # during a run there is nothing to put in order
+                done += reconciler.reconcile(layout)
         done += deployments.start(layout, say=_say)
     if as_json:
         typer.echo(json.dumps({"services": now.state(layout), "done": done}, indent=1, ensure_ascii=False))

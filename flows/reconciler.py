@@ -31,10 +31,8 @@ def reconcile(layout: Layout, orphan_wait_s: float = ORPHAN_WAIT_S) -> list[str]
     Waits at most `orphan_wait_s` for an orphaned stage to let go of the stage lock. Raises Busy if it does not.
     The markers go last, so that a reconciler that is killed itself begins again.
     """
+    done = settle(layout)
     dead = unclean.dead(layout)
-    if tracking.unsent(layout):
-        tracking.drain(layout)  # MLflow was away at the end of a training
-    done = _close_lost_tasks(layout)
     if not dead:
         return done
     failpoints.hit("reconcile.start")
@@ -46,6 +44,13 @@ def reconcile(layout: Layout, orphan_wait_s: float = ORPHAN_WAIT_S) -> list[str]
     for path in dead:
         path.unlink(missing_ok=True)
     return done
+
+
+def settle(layout: Layout) -> list[str]:
+    """What servers that were away have missed, told to them now; returned in words. Touches no run that goes on, so it needs no lock."""
+    if tracking.unsent(layout):
+        tracking.drain(layout)
+    return _close_lost_tasks(layout)
 
 
 def _close_lost_tasks(layout: Layout) -> list[str]:

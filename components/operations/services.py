@@ -40,6 +40,7 @@ from components.operations.processes import (
 
 ROOM_BYTES = 16 * 2**20  # what databases and logs take before anybody can free something
 PATIENCE_S = 22  # with one that runs, but has much to do
+IN_USE = "address already in use"  # what a server's log ends with that found its port taken
 START_S = 120  # the first start of all migrates a database, on a slow disk too
 
 
@@ -182,7 +183,9 @@ def _start_servers(layout: Layout, wanted: list[Service], asked: dict[str, int])
             for start in list(waiting):
                 name = start.service.name
                 if start.process.poll() is not None:
-                    if free(start.port) or len(start.tried) > 5:
+                    # who looks whether a port is free holds it for a moment, too: then it is free again, but our server is gone
+                    taken = not free(start.port) or IN_USE in last_lines(layout, name)
+                    if not taken or len(start.tried) > 5:
                         raise UserError(f"{name} did not start.{migrations.note(layout, start.service)} {storage.tight(layout.root)}The end of "
                                         f"{log_path(layout, name)}:\n  {last_lines(layout, name)}")
                     again = begin(start.service, start.tried)  # somebody took the port between our look and its bind

@@ -123,7 +123,9 @@ def test_an_asked_port_that_is_taken_leaves_no_server_behind_that_was_begun_befo
     assert len(begun) == 1 and not psutil.pid_exists(begun[0].pid) and "mlflow" not in services.read(layout)
 
 
-def test_F8_a_port_that_another_checkout_takes_before_our_server_binds_it_is_left_to_it(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("keeps_it", [True, False], ids=["for good", "for a moment"])  # as who only looks whether it is free
+def test_F8_a_port_that_another_checkout_takes_before_our_server_binds_it_is_left_to_it(
+        keeps_it: bool, layout: Layout, monkeypatch: pytest.MonkeyPatch):
     taken, ports = socket.socket(), []
 
     def spawn(layout: Layout, name: str, port: int) -> subprocess.Popen:
@@ -133,7 +135,9 @@ def test_F8_a_port_that_another_checkout_takes_before_our_server_binds_it_is_lef
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             taken.bind(("127.0.0.1", port))
             taken.listen()
-            processes.log_path(layout, name).write_text("[Errno 98] address already in use\n" + "a long traceback\n" * 50)
+            processes.log_path(layout, name).write_text("[Errno 98] address already in use\n" + "a long traceback\n" * (50 if keeps_it else 2))
+            if not keeps_it:
+                taken.close()
         return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({0 if len(ports) == 1 else 60})"])
 
     monkeypatch.setattr(services, "spawn", spawn)
