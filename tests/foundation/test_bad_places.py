@@ -21,6 +21,7 @@ from components.config import Corpus
 from components.corpus import readers
 from components.errors import UserError
 from components.layout import ROOT, Layout
+from components.operations import processes, services
 
 pytestmark = pytest.mark.code
 ZH = "今天的天气很好，我们一起去公园散步，然后回家吃饭。"
@@ -58,6 +59,17 @@ def test_B8_B9_commands_and_stages_work_in_a_long_chinese_path_without_a_home(tm
     table = pq.read_table(root / "data" / "raw" / "documents.parquet")
     assert table["source"][0].as_py() == "文" * 83 + ".txt" and table.num_rows > 20
     assert not list(root.glob("~*")), "nobody takes ~ for the name of a folder"
+
+
+def test_B8_a_path_too_long_for_sqlite_is_told_before_a_server_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for service in processes.SERVERS:
+        monkeypatch.delenv(service.variable, raising=False)
+    monkeypatch.setattr(services, "spawn", None)  # nothing is started
+    root = long_folder(tmp_path) / "检出"
+    root.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"too long for mlflow's database: \d+ bytes, of which SQLite opens 504 .*Move the checkout") as caught:
+        services.ensure(Layout(root=root))
+    assert "\n" not in str(caught.value) and not list(root.rglob("*.db"))
 
 
 @pytest.mark.parametrize("name", ["很" * 300, "a/" * 2100])

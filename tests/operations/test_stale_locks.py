@@ -176,7 +176,7 @@ def test_C9_G4_an_orphan_that_was_stopped_refuses_the_next_dvc_repro_and_writes_
         first.wait()
         second = repro()
         said = second.communicate(timeout=120)[0]
-        assert second.returncode != 0 and f"stage fetch, pid {orphan}, since" in said and f"is stopped: kill -CONT {orphan}" in said, said
+        assert second.returncode != 0 and f"(pid {orphan}, since" in said and f"is stopped: kill -CONT {orphan}" in said, said
         os.kill(orphan, signal.SIGCONT)
         while state(orphan) not in ("gone", "Z"):
             time.sleep(0.02)

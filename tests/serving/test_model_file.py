@@ -258,10 +258,11 @@ def test_D4_truncated_weights_are_refused(copy, keep):
 
 def test_A18_a_tokenizer_that_the_model_was_not_trained_with_is_refused(copy, tmp_path):
     folder = copy / "artifacts" / "model"
-    tiny_models.make_tokenizer(tmp_path / "other", vocab_size=390)
+    tiny_models.make_tokenizer(tmp_path / "other", vocab_size=300)
     before = files.sha256_file(folder / "tokenizer.json")
     shutil.copyfile(tmp_path / "other" / "tokenizer.json", folder / "tokenizer.json")
     message = refused(copy)
+    assert files.sha256_file(folder / "tokenizer.json") != before
     assert "tokenizer.json" in message and before in message and files.sha256_file(folder / "tokenizer.json") in message
 
 

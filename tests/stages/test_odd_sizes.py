@@ -45,7 +45,7 @@ def grown(folder: Path, name: str, content: bytes) -> tuple[float, dict[str, Any
     return told["odd"]["peak_mb"] - told["small"]["peak_mb"], told["odd"]
 
 
-@pytest.mark.parametrize("name, head, tail", [("一行.jsonl", '{"text": "', '"}\n'), ("一行.txt", "", "\n"), ("一行.csv", 'text\n"', '"\n')])
+@pytest.mark.parametrize("name, head, tail", [("一行.jsonl", '{"text": "', '"}\n'), ("一行.csv", 'text\n"', '"\n')])
 def test_A6_a_line_of_200_mb_is_set_aside_in_less_memory_than_three_such_lines(tmp_path: Path, name: str, head: str, tail: str):
     line = head.encode() + "长".encode() * (200 * MB // 3) + tail.encode()
     mb, told = grown(tmp_path, name, line)
