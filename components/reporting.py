@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -81,14 +82,19 @@ class _Stop:
         self.requested = False
         self.exit_code = 130
         self._deferred = False
+        self._asked, self._parent = False, 0
 
     def install(self) -> None:
+        self._parent = os.getppid()
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asks to outlive the terminal
             signal.signal(signal.SIGHUP, self._handle)
 
     def _handle(self, signum: int, _frame: object) -> None:
+        again, self._asked = self._asked, True
+        if again and signum == signal.SIGTERM and os.getppid() != self._parent:
+            return  # the kernel's: the parent died of the first one too, which is no second wish while this process saves its work
         self.exit_code = 143 if signum == signal.SIGTERM else 130
         if self._deferred and not self.requested:
             self.requested = True

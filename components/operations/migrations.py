@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from components.operations.processes import MLFLOW, Service
 
 MIGRATIONS = {"mlflow": "store/db_migrations/versions", "prefect": "server/database/_migrations/versions/sqlite"}  # inside the packages
 REVISION = re.compile(r"^revision\b[^=\n]*=\s*[\"'](\w+)[\"']", re.M)
+MAX_PATH_BYTES = 504  # SQLite's 512, less what it adds for its journal
 EARLIER = re.compile(r"^down_revision\b[^=\n]*=\s*(.+)$", re.M)
 
 
@@ -40,6 +42,9 @@ def ready(layout: Layout, service: Service) -> None:
     Where a migration is to come, the copy is made, or what an earlier, killed one left is put back to it.
     """
     path, kept = database(layout, service), copy_of(layout, service)
+    if (length := len(os.fsencode(path.absolute()))) > MAX_PATH_BYTES:
+        raise UserError(f"{layout.root} is too long for {service.name}'s database: {length} bytes, of which SQLite opens {MAX_PATH_BYTES} at most. "
+                        "Move the checkout to a folder with a shorter path, then run again")
     known, newest = revisions(service)
     if kept.exists() and not _migrated(path, newest):
         _put_back(kept, path)
