@@ -163,6 +163,7 @@ def test_C2_killed_training_resumes_bit_for_bit_and_dvc_repro_ends_in_the_same_l
     assert (second.root / "dvc.lock").read_bytes() == (finished.checkout.root / "dvc.lock").read_bytes()
 
 
+@pytest.mark.slow
 def test_G1_two_runs_at_once_and_ctrl_c(second: Checkout, finished: Finished):
     second.lmworks("use", "smoke", "--set", "training.steps=400")
     running = second.popen("commands", "run", start_new_session=True)

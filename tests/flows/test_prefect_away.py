@@ -72,6 +72,7 @@ def test_F2_killed_while_a_stage_works_and_back_after_it_the_server_hears_how_th
     assert {tasks[name][0] for name in ("first", "second")} == {"COMPLETED"}, tasks
 
 
+@pytest.mark.slow
 def test_F3_gone_for_good_the_run_finishes_says_so_and_the_next_start_tells_prefect(checkout: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
     monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "1")  # instead of a minute for each call
     waiting = request.getfixturevalue("waiting")
@@ -94,6 +95,7 @@ def test_F3_gone_for_good_the_run_finishes_says_so_and_the_next_start_tells_pref
     assert unclean.dead(checkout.layout) == []
 
 
+@pytest.mark.slow
 def test_F3_C15_gone_for_good_and_then_the_run_is_killed_too(checkout: Any, waiting: subprocess.Popen):
     """A reboot: the run, its stage, both servers, all by -9. One command brings it back, and no lock is removed by hand."""
     run = checkout.last_flow_run()
@@ -137,6 +139,7 @@ def test_E2_prefects_database_held_by_another_program_delays_a_run_and_harms_it_
     assert {kind for kind, _ in checkout.task_runs(checkout.last_flow_run()).values()} == {"COMPLETED"}
 
 
+@pytest.mark.slow
 def test_E2_a_database_that_stays_locked_is_named_with_who_holds_it(checkout: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(reconciler, "DATABASE_WAIT_S", 1)
     marker = checkout.layout.unclean / "run-1.json"

@@ -169,6 +169,7 @@ def test_the_cache_keeps_what_dvc_lock_needs_and_the_unchanged_rerun_runs_nothin
     assert healing.mend(layout, "clean") and (layout.clean / "a.txt").read_text() == "made of present"
 
 
+@pytest.mark.slow
 def test_flow_runs_that_ended_and_that_nobody_refers_to_go_through_a_real_prefect_server(layout: Layout, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):

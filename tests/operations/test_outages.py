@@ -30,8 +30,8 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
         monkeypatch.setattr(tracking, "SEND_INTERVAL_S", 0.05)
         monkeypatch.setattr(tracking, "MAX_SEND_INTERVAL_S", 0.1)
-        monkeypatch.setattr(tracking, "REQUEST_TIMEOUT_S", 0.3)
-        monkeypatch.setattr(spool, "call", functools.partial(mlflow_rest.call, timeout_s=0.3))
+        monkeypatch.setattr(tracking, "REQUEST_TIMEOUT_S", 1.0)
+        monkeypatch.setattr(spool, "call", functools.partial(mlflow_rest.call, timeout_s=1.0))
         yield proxy
     server.http.shutdown()
     server.http.server_close()

@@ -43,6 +43,7 @@ def versions_of(client, name: str) -> dict[str, str]:
     return {str(version.version): version.tags[registry.VERDICT] for version in found}
 
 
+@pytest.mark.slow
 def test_C7_H1_killed_at_every_place_the_alias_is_old_or_new_and_what_is_there_is_used_again(nursery, mlflow_url, tmp_path):
     config = checkout.configuration(name="lives", **LOOSE)
     layout = checkout.make(tmp_path, config)
@@ -66,6 +67,7 @@ def test_C7_H1_killed_at_every_place_the_alias_is_old_or_new_and_what_is_there_i
     assert lives.moves() == [(None, "1")]
 
 
+@pytest.mark.slow
 def test_C7_killed_while_a_champion_is_replaced_the_alias_is_at_one_of_the_two(nursery, mlflow_url, tmp_path):
     layout = checkout.make(tmp_path, checkout.configuration(name="heirs", **LOOSE), seed=1)
     lives = Lives(nursery, layout, "heirs")

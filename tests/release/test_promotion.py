@@ -61,6 +61,7 @@ def test_H4_older_result_that_comes_last_loses(mlflow_url, tmp_path):
     assert registry.registered(layout, "late")["aliases"]["champion"] == "2"
 
 
+@pytest.mark.slow
 def test_G5_eight_promoters_that_are_killed_at_random_never_leave_an_illegal_alias(mlflow_url, tmp_path):
     found = promoters.race(Layout(root=tmp_path), rounds=3, seed=20)
     counts = found["counts"]

@@ -136,6 +136,7 @@ def test_a_deleted_run_costs_no_call_a_point(tmp_path: Path, mlflow_url: str, mo
     assert tracking.drain(layout) == 0 and not list(layout.spool.glob("*/")) and len(calls) < 30
 
 
+@pytest.mark.slow
 def test_F1_a_server_that_is_killed_and_comes_back_elsewhere_has_every_point_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     home = tmp_path / "server"
     home.mkdir()
