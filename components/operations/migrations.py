@@ -45,6 +45,9 @@ def ready(layout: Layout, service: Service) -> None:
     if (length := len(os.fsencode(path.absolute()))) > MAX_PATH_BYTES:
         raise UserError(f"{layout.root} is too long for {service.name}'s database: {length} bytes, of which SQLite opens {MAX_PATH_BYTES} at most. "
                         "Move the checkout to a folder with a shorter path, then run again")
+    if service is MLFLOW and "%" in environment.python(layout):
+        raise UserError(f"{layout.root} has a % in its path, with which MLflow cannot set up its database (it reads it as a place to fill in). "
+                        "Move the checkout to a folder without one, then run again")
     known, newest = revisions(service)
     if kept.exists() and not _migrated(path, newest):
         _put_back(kept, path)

@@ -28,7 +28,7 @@ class Homeless(Checkout):
 def test_B8_B9_the_chain_ends_with_a_champion_in_a_long_chinese_path_with_a_read_only_home(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("odd")
     while len(str(folder)) < 300:
-        folder /= "我的 目录 it's #1 (100%) & co. " + "long " * 10
+        folder /= "我的 目录 it's #1 (100) & co. " + "long " * 10
     made = copy_checkout(folder / "检出")
     read_only, none = Homeless(made.root, made.home, "/proc"), Homeless(made.root, made.home)
     try:

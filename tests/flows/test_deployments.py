@@ -104,6 +104,7 @@ def retry(checkout: Any, run: str, force: bool) -> tuple[str, str]:
 
 @pytest.mark.slow
 def test_retry_in_the_page_goes_on_at_the_failed_stage(checkout: Any, receiver: Any):
+    up(checkout)
     checkout.wish("first", "1 before a retry")
     checkout.wish("second", "fail")
     pings, alerts = len(receiver.pings()), len(receiver.alerts())

@@ -72,6 +72,18 @@ def test_B8_a_path_too_long_for_sqlite_is_told_before_a_server_starts(tmp_path: 
     assert "\n" not in str(caught.value) and not list(root.rglob("*.db"))
 
 
+def test_B8_a_path_that_mlflow_cannot_take_is_told_before_a_server_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for service in processes.SERVERS:
+        monkeypatch.delenv(service.variable, raising=False)
+    monkeypatch.setattr(services, "spawn", None)  # nothing is started
+    root = tmp_path / "100% 我的"
+    root.mkdir()
+    (root / ".venv").symlink_to(ROOT / ".venv")
+    with pytest.raises(UserError, match=r"100% 我的 has a % in its path, .*Move the checkout"):
+        services.ensure(Layout(root=root))
+    assert not list(root.rglob("*.db"))
+
+
 @pytest.mark.parametrize("name", ["很" * 300, "a/" * 2100])
 def test_B8_a_name_too_long_for_the_file_system_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     (tmp_path / "presets").symlink_to(ROOT / "presets")

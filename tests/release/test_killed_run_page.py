@@ -97,7 +97,7 @@ def test_C15_killed_and_resumed_is_one_curve_without_a_zigzag_and_its_status_is_
     assert seen_running(mlflow_url, second, "two"), second.communicate()[1]
     words = second.communicate(timeout=60)[1]
     assert second.returncode == 0 and "resumes after step 32" in words, words
-    shutil.rmtree(layout.work)  # as the chain does when DVC has recorded the result
+    shutil.rmtree(layout.work_root)  # as the chain does when DVC has recorded the result
     assert tracking.drain(layout) == 0 and not list(layout.spool.glob("*/"))
 
     run = the_run(mlflow_url)
