@@ -56,7 +56,7 @@ def _moves(name: str, model: dict[str, Any]) -> dict[str, Any]:
 
 def show(model: dict[str, Any], url: str, out: Console) -> None:
     """One model: a row a version, what is to be said about it below, and the lines to copy."""
-    from components.release import registry
+    from components.release import calling
 
     tables.heading(out, f"{model['name']} (corpus {model['corpus'] or 'unknown'})")
     if model["note"]:
@@ -70,9 +70,10 @@ def show(model: dict[str, Any], url: str, out: Console) -> None:
         tables.table(out, ["version", "alias", "gate", "registered", "weights"], rows, right=(0,), flexible=1)
     else:
         tables.paragraph(out, "no version is left", indent=tables.GAP)
-    if "champion" in model["aliases"] and not model["note"]:
-        tables.fact(out, "serve it", Text(registry.serve_line(url, model["name"], inside=True)))
-        tables.fact(out, "ask it", Text(registry.ask_line(model["name"])))
+    champion = next((version for version in model["versions"] if str(version["version"]) == model["aliases"].get("champion")), None)
+    if champion and not model["note"]:
+        tables.fact(out, "serve it", Text(calling.serve_line(url, model["name"], inside=True)))
+        tables.fact(out, "ask it", Text(calling.ask_line(model["name"], champion["languages"])))
     out.print()
 
 

@@ -14,7 +14,7 @@ from commands import display, tables
 from components import chain, files
 from components.config import Config
 from components.layout import Layout
-from components.release import evidence, registry
+from components.release import calling, evidence
 
 STYLES = {"Promoted": "bold green", "Nothing changed": "bold green", "Ready": "bold green", "Healed": "bold green", "Partly promoted": "bold yellow", "Not promoted": "bold yellow", "Skipped": "bold yellow"}
 MAX_SAMPLE_CHARS = 300
@@ -101,8 +101,7 @@ def next_commands(config: Config, layout: Layout, result: Any) -> list[tuple[str
     champions = [d["name"] for d in told if d["champion_version"]]
     bin_ = ".venv/bin/"
     lines = []
-    # a beginning that the model has seen the like of
-    prompt = shlex.quote("The king" if "en" in files.read_json(layout.evaluation / "evaluation.json")["language_modelling"] else "这里的")
+    prompt = shlex.quote(calling.example_prompt(config.name, files.read_json(layout.evaluation / "evaluation.json")["language_modelling"]))
     if config.name in champions:
         lines.append((f"{bin_}lmworks generate {prompt} --max-new-tokens 40", "ask the champion"))
     if f"{config.name}-instruct" in champions:
@@ -115,7 +114,7 @@ def next_commands(config: Config, layout: Layout, result: Any) -> list[tuple[str
     if any(d["champion_version"] not in (None, d["version"]) for d in told if d["name"] == config.name):
         lines.append((f"{bin_}lmworks diff champion candidate", "what changed against the champion"))
     if champions:
-        lines.append((registry.serve_line(server_url(layout) or "", champions[0], inside=True), "serve it"))
+        lines.append((calling.serve_line(server_url(layout) or "", champions[0], inside=True), "serve it"))
     lines += [(f"{bin_}lmworks use tiny --corpus PATH", "your own text"), (f"{bin_}lmworks down", "stop the servers")]
     return lines
 

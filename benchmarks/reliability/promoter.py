@@ -96,7 +96,7 @@ def registered(client: Any, race: Race, weights: bytes, bits: float) -> Any:
     client.finalize_logged_model(started.model_id, "READY")
     failpoints.hit("registry.uploaded", race.name)
     version = registry.register(client, race.name, started.model_id, race.run_id, {registry.FILES: json.dumps(expected), BITS: str(bits)},
-                                weights_sha256=sha256, evaluation_sha256=EVALUATION, data_digest="none")
+                                weights_sha256=sha256, evaluation_sha256=EVALUATION, data_digest="none", languages=["en"])
     failpoints.hit("registry.version_created", race.name)
     return version
 

@@ -9,7 +9,7 @@ from components.config import Config, flatten
 from components.layout import Layout
 from components.markdown import code, escape, table
 from components.masking import masked
-from components.release import evidence, gates, lineage, package
+from components.release import calling, evidence, gates, lineage, package
 from components.release.lineage import Subject
 
 # the packages of the embedded default (corpus.lock) and their licences
@@ -71,38 +71,6 @@ def data_section(config: Config, layout: Layout) -> str:
     return "\n\n".join(lines)
 
 
-def usage(subject: Subject, tracking_uri: str, uri: str) -> str:
-    prompt = "The king" if subject.kind == "base" else "What is the default of axis?"
-    return f"""```python
-import mlflow  # beside it: torch and transformers; nothing of lmworks
-
-mlflow.set_tracking_uri("{tracking_uri}")
-model = mlflow.pyfunc.load_model("{uri}")
-params = {{"max_new_tokens": 40, "temperature": 0.8, "seed": 1}}
-print(model.predict(["{prompt}"], params=params)[0])
-print(model.unwrap_python_model().about())  # who answered: version, sha256 of the weights
-```
-
-As a server:
-
-```sh
-MLFLOW_TRACKING_URI={tracking_uri} mlflow models serve \\
-  -m {uri} --env-manager local -h 127.0.0.1 -p 5330
-```
-
-Asked with curl; then who answers:
-
-```sh
-curl -s http://127.0.0.1:5330/invocations -H 'Content-Type: application/json' \\
-  -d '{{"inputs": ["{prompt}"],
-       "params": {{"max_new_tokens": 40, "temperature": 0.8, "seed": 1}}}}'
-curl -s http://127.0.0.1:5330/invocations -H 'Content-Type: application/json' \\
-  -d '{{"inputs": [""], "params": {{"about": true}}}}'
-```
-
-Params: `max_new_tokens`, `temperature` (0 = the likeliest token), `top_k` (0 = off), `top_p`, `seed`, `about`. One seed gives one answer."""
-
-
 RULES = ("One seed gives one answer, also under concurrent requests. Prompt and new tokens together must fit the context; what is out of range is "
          "answered with 400 and one line. Every file is held against its sha256 when the model is loaded; one that differs is refused by name. "
          "`transformers.AutoModelForCausalLM.from_pretrained` opens `artifacts/model` as well.")
@@ -143,7 +111,7 @@ def card(subject: Subject, version: str, config: Config, layout: Layout, criteri
     verdict = "passed: it may be champion" if gates.passes(criteria) else "did not pass: it stays a candidate"
     return masked("\n\n".join([
         f"# {subject.name}, version {version}", escape(headline(subject, config)), *base_notice(config, unpromoted_base),
-        "## How to call it", usage(subject, tracking_uri, f"models:/{subject.name}" + ("@champion" if gates.passes(criteria) else f"/{version}")),
+        "## How to call it", calling.usage(subject.name, subject.languages, tracking_uri, f"models:/{subject.name}" + ("@champion" if gates.passes(criteria) else f"/{version}")),
         RULES, f"Loading and serving were tried with mlflow {', '.join(package.TRIED_MLFLOW)}; it asks for {code(', '.join(package.REQUIREMENTS))}.",
         "## How good it is", evaluation_table(subject, evaluation),
         f"## Its gate: {verdict}", gate_table(criteria),

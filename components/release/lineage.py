@@ -38,6 +38,7 @@ class Subject:
     out: Path  # the published folder: model/, metrics.json, training.json
     weights_sha256: str
     evaluation_sha256: str
+    languages: tuple[str, ...]  # of the texts that it was trained on
 
     @property
     def stage(self) -> str:
@@ -65,12 +66,13 @@ def weights_of(out: Path) -> str:
 def subjects(config: Config, layout: Layout) -> list[Subject]:
     """The models of this configuration, in the order of release. Raises Damaged when an out is not published."""
     evaluation = files.read_manifest(layout.evaluation)["files"]["evaluation.json"]["sha256"]
+    languages = tuple(sorted(files.read_json(layout.tokens / "index.json")["splits"].get("train") or {}))
     instruct = Subject(name=f"{config.name}-instruct", kind="instruct", out=layout.finetuned,
-                       weights_sha256=weights_of(layout.finetuned), evaluation_sha256=evaluation)
+                       weights_sha256=weights_of(layout.finetuned), evaluation_sha256=evaluation, languages=languages)
     if config.corpus.base != "none":
         return [instruct]  # an imported base is somebody else's model
     return [Subject(name=config.name, kind="base", out=layout.pretrained, weights_sha256=weights_of(layout.pretrained),
-                    evaluation_sha256=evaluation), instruct]
+                    evaluation_sha256=evaluation, languages=languages), instruct]
 
 
 def source_digests(layout: Layout) -> dict[str, str]:
@@ -145,7 +147,7 @@ def training_run(client: Any, experiment: str, subject: Subject, config: Config,
 
 def _stand_in(client: Any, experiment: str, subject: Subject, config: Config, layout: Layout, why: str) -> str:
     parameters = subject.training.get("parameters")
-    languages = sorted(files.read_json(layout.tokens / "index.json")["splits"].get("train") or {})
+    languages = list(subject.languages)
     name = tracking.run_name(subject.stage, config, parameters, languages) if parameters else f"{subject.stage} {subject.weights_sha256[:8]}"
     known = {
         WEIGHTS: subject.weights_sha256, "lmworks.stage": subject.stage, "lmworks.restored": "true", "lmworks.name": config.name,

@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ QUIET = {
 }
 WEIGHTS, EVALUATION, VERDICT, CORPUS = "lmworks.weights_sha256", "lmworks.evaluation_sha256", "gate.verdict", "lmworks.corpus"
 TRAINED_COMMIT, RELEASE_COMMIT = "mlflow.source.git.commit", "lmworks.release_commit"  # of a run
+LANGUAGES = "lmworks.languages"
 FILES, REASON, CHANGED = "lmworks.files", "gate.reason.", "lmworks.changed"
 CARD = "README.md"
 LOGGED_MODEL = re.compile(r"models:/m-[0-9a-f]+")
@@ -138,10 +139,11 @@ def find_version(mlflow_client: Any, name: str, weights_sha256: str, evaluation_
 
 
 def register(mlflow_client: Any, name: str, logged_model_id: str, run_id: str, vouched: dict[str, str], *, weights_sha256: str,
-             evaluation_sha256: str, data_digest: str) -> Any:
+             evaluation_sha256: str, data_digest: str, languages: Collection[str]) -> Any:
     """A version of a logged model that was read back; its tags bind it to weights, evaluation and data, and `vouched` to its files."""
     return mlflow_client.create_model_version(name, source=f"models:/{logged_model_id}", run_id=run_id, model_id=logged_model_id, tags={
-        WEIGHTS: weights_sha256, EVALUATION: evaluation_sha256, "lmworks.data_digest": data_digest, VERDICT: "undecided"} | vouched)
+        WEIGHTS: weights_sha256, EVALUATION: evaluation_sha256, "lmworks.data_digest": data_digest, VERDICT: "undecided",
+        LANGUAGES: "+".join(languages)} | vouched)
 
 
 def aliased(mlflow_client: Any, name: str, alias: str) -> Any | None:
@@ -255,7 +257,7 @@ def listing(vouched: dict[str, str]) -> str:
 
 def catalogue(layout: Layout) -> list[dict[str, Any]]:
     """Every registered model by name: {"name", "corpus", "aliases", "note", "versions": [{"version", "verdict", "reasons",
-    "weights_sha256", "created_ms", "gated", "changed", "note"}]}, newest version first. `gated`: its gate passed and, of a champion,
+    "weights_sha256", "created_ms", "gated", "changed", "languages", "note"}]}, newest version first. `gated`: its gate passed and, of a champion,
     made it so; `changed`: what differs from the champion of its day, in lines; `note` says what is wrong: of a version, e.g. a champion
     moved by hand (H2), of a model, that its champion is gone (H5).
 
@@ -305,18 +307,5 @@ def _version(version: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
         note = f"{move['who']} rolled back from it to version {move['to']}: {move['why'].removeprefix(ROLLBACK)}"
     return {"version": int(version["version"]), "verdict": verdict or "none", "weights_sha256": tags.get(WEIGHTS),
             "created_ms": int(version["creation_timestamp"]), "gated": verdict == "passed" and note is None, "changed": tags.get(CHANGED),
-            "reasons": {key.removeprefix(REASON): value for key, value in sorted(tags.items()) if key.startswith(REASON)}, "note": note}
-
-
-def serve_line(url: str, name: str, *, inside: bool = False, port: int = 5330) -> str:
-    """The whole line that serves the champion; `inside` a checkout, it finds the commands of .venv (mlflow starts uvicorn by PATH)."""
-    path = 'PATH="$PWD/.venv/bin:$PATH" ' if inside else ""
-    return (f"{path}MLFLOW_TRACKING_URI={url} mlflow models serve -m models:/{name}@champion --env-manager local "
-            f"-h 127.0.0.1 -p {port}")
-
-
-def ask_line(name: str, *, port: int = 5330) -> str:
-    """The whole line that asks what `serve_line` serves."""
-    prompt = "What is the default of axis?" if name.endswith("-instruct") else "The king"
-    return (f"curl -s http://127.0.0.1:{port}/invocations -H 'Content-Type: application/json' "
-            f"-d '{{\"inputs\": [\"{prompt}\"], \"params\": {{\"max_new_tokens\": 40, \"seed\": 1}}}}'")
+            "reasons": {key.removeprefix(REASON): value for key, value in sorted(tags.items()) if key.startswith(REASON)}, "note": note,
+            "languages": tags.get(LANGUAGES, "").split("+")}

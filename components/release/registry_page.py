@@ -10,7 +10,7 @@ from typing import Any
 
 from components.config import Config
 from components.markdown import code, escape, table
-from components.release import card, changes, gates, history, promotion
+from components.release import calling, card, changes, gates, history, promotion
 from components.release.lineage import Subject
 
 MAX_CHARS = 5000  # what MLflow's column for a description takes
@@ -44,7 +44,7 @@ def of_model(subject: Subject, config: Config, model: dict[str, Any], contract: 
     """`model`: as `registry.registered` gives it; `contract`: of the champion."""
     return fitted([
         escape(card.headline(subject, config)), standing(subject.name, model),
-        "## How to call it", card.usage(subject, url, f"models:/{subject.name}@champion"),
+        "## How to call it", calling.usage(subject.name, subject.languages, url, f"models:/{subject.name}@champion"),
         *(["## What callers can rely on", contract_table(contract)] if contract else []),
         "## Who was champion", history.page(model),
         "lmworks writes this text anew at each release. Keep notes of your own in tags."])

@@ -141,7 +141,7 @@ def release_one(client: Any, experiment: str, subject: Subject, config: Config, 
         failpoints.hit("registry.uploaded", subject.name)
         registry.ensure_registered(client, subject.name, config, card.headline(subject, config))
         version = registry.register(client, subject.name, model_id, run_id, vouched, weights_sha256=subject.weights_sha256,
-                                    evaluation_sha256=subject.evaluation_sha256, data_digest=lineage.data_digest(layout))
+                                    evaluation_sha256=subject.evaluation_sha256, data_digest=lineage.data_digest(layout), languages=subject.languages)
         failpoints.hit("registry.version_created", subject.name)
     datasets.measure(client, run_id, subject.kind, layout, registry.model_id(version))
     criteria: list[gates.Criterion] = []

@@ -20,7 +20,7 @@ import pytest
 from mlflow_server import free_port
 
 from components.errors import Damaged, UserError
-from components.release import lineage, registry
+from components.release import calling, lineage, registry
 from components.release import release as releasing
 from components.serving import engine
 
@@ -152,7 +152,7 @@ def test_serve_answers_params_400s_and_concurrent_requests(served, tmp_path):
     layout, url = served
     port = free_port()
     serve, ask = (block.replace(":5330/", f":{port}/").replace("-p 5330", f"-p {port}") for block in page_blocks(registry.client(layout), "used", "sh"))
-    assert " ".join(serve.replace("\\\n", " ").split()) == registry.serve_line(url, "used", port=port)  # the terminal says the same
+    assert " ".join(serve.replace("\\\n", " ").split()) == calling.serve_line(url, "used", port=port)  # the terminal says the same
     line = serve.strip().replace("mlflow models", f"{sys.executable} -m mlflow models", 1)
     log = tmp_path / "serve.log"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
