@@ -19,8 +19,8 @@ from benchmarks.figures import clean_env
 from benchmarks.reliability import hostile_files, unpickling
 from benchmarks.reliability.hostile_files import Hostile
 from benchmarks.workspace import clone
+from components import chain, files
 from components import config as settings
-from components import files
 from components.corpus import readers, shards, sources, tokenizer
 from components.errors import UserError
 from components.layout import ROOT, Layout
@@ -169,7 +169,14 @@ def watched_chain() -> dict[str, Any]:
             done = subprocess.run([str(root / ".venv" / "bin" / "python"), "-m", "commands", *command], cwd=root, env=clean_env(root, home),
                                   text=True, capture_output=True)
             codes[f"{number} {' '.join(command)}"] = done.returncode
-        return {"commands": codes, **unpickling.summary(root)}
+        return {"commands": codes, "astray": astray(root, codes), **unpickling.summary(root)}
+
+
+def astray(root: Path, codes: dict[str, int]) -> list[str]:
+    """What would make "nothing was unpickled" worth nothing: commands that failed, and parts of the chain that ran without the hook."""
+    watched = {"each command": unpickling.watched(root, "commands") >= len(codes), "each stage": unpickling.watched(root, "components.chain") >= len(chain.STAGES),
+               "MLflow": unpickling.watched(root, "mlflow", "server"), "Prefect": unpickling.watched(root, "flows.prefect_server")}
+    return [*(name for name, code in codes.items() if code), *(f"the hook was not in {name}" for name, seen in watched.items() if not seen)]
 
 
 def measure(count: int, seed: int) -> dict[str, Any]:
@@ -181,8 +188,9 @@ def measure(count: int, seed: int) -> dict[str, Any]:
                               "unclear_answers": sum(not answer["clear"] for answer in answers)}
     repeats: list[dict[str, Any]] = answers
     if count >= COUNT:
-        chain = watched_chain()
-        counts |= {"unpickled_from_files": sum(chain["elsewhere"].values()), "unpickled_inside_processes": sum(chain["inside"].values())}
-        repeats = [*answers, chain]
-    met = not counts["executed"] and not counts["unclear_answers"] and not counts.get("unpickled_from_files")
+        walked = watched_chain()
+        counts |= {"unpickled_from_files": sum(walked["elsewhere"].values()), "unpickled_inside_processes": sum(walked["inside"].values()),
+                   "watched_processes": walked["watched"], "commands_not_as_they_should": len(walked["astray"])}
+        repeats = [*answers, walked]
+    met = not counts["executed"] and not counts["unclear_answers"] and not counts.get("unpickled_from_files") and not counts.get("commands_not_as_they_should")
     return {"counts": counts, "repeats": repeats, "met": met}

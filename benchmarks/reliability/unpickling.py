@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 LOG = ".unpickled.jsonl"
+STARTED = ".watched.jsonl"
 # processes of one pool, or a parent and its child, pass values through a pipe that nobody else can write to; Prefect's server passes its own
 # background work through a queue in its own memory (environment.FIXED sees to it that the queue is no Redis)
 INSIDE = ("multiprocessing/", "concurrent/futures/process.py", "subprocess.py", "docket/")
 
-HOOK = '''"""Writes down every unpickling: what was called, by which process, from where."""
+HOOK = '''"""Writes down every unpickling: what was called, by which process, from where; and every process that it watches."""
 import json, os, pickle, sys
 
-_LOG = os.path.join(os.path.dirname(os.path.abspath(__file__)), ".unpickled.jsonl")
+_ROOT = os.path.dirname(os.path.abspath(__file__))
+_LOG = os.path.join(_ROOT, ".unpickled.jsonl")
 
 
 def _note(what):
@@ -81,6 +83,8 @@ class _Late:
 
 
 sys.meta_path.insert(0, _Late())
+with open(os.path.join(_ROOT, ".watched.jsonl"), "a") as log:
+    log.write(json.dumps(sys.orig_argv) + "\\n")
 '''
 
 
@@ -89,20 +93,24 @@ def install(root: Path) -> None:
     (root / "sitecustomize.py").write_text(HOOK)
 
 
-def noted(root: Path) -> list[dict[str, Any]]:
-    path = root / LOG
+def _lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def watched(root: Path, *words: str) -> int:
+    """How many processes the hook was in; with `words`, those whose command line has each of them. Nothing seen by none proves nothing."""
+    return sum(1 for line in _lines(root / STARTED) if {*words} <= {*line})
 
 
 def summary(root: Path) -> dict[str, Any]:
     """{"elsewhere": what was unpickled that came from a file, a database or another machine, by call and by who called; "inside": the
-    other unpicklings, by library}."""
+    other unpicklings, by library; "watched": how many processes the hook was in}."""
     elsewhere: Counter[str] = Counter()
     inside: Counter[str] = Counter()
-    for entry in noted(root):
+    for entry in _lines(root / LOG):
         stack = [frame.replace(f"{root}/", "") for frame in entry["stack"]]
         if own := next((pipe for frame in stack[:3] for pipe in INSIDE if pipe in frame), None):
             inside[own] += 1
         else:
             elsewhere[f"{entry['what']} from {' < '.join(frame.rpartition(':')[0] for frame in stack[:4])}"] += 1
-    return {"elsewhere": dict(elsewhere.most_common()), "inside": dict(inside)}
+    return {"elsewhere": dict(elsewhere.most_common()), "inside": dict(inside), "watched": watched(root)}

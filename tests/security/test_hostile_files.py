@@ -97,3 +97,10 @@ def test_the_hook_sees_what_is_unpickled(tmp_path: Path):
     subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}, check=True, cwd=tmp_path)
     seen: dict[str, Any] = unpickling.summary(tmp_path)
     assert sum(seen["elsewhere"].values()) == 2 and seen["inside"]["multiprocessing/"] > 0, seen
+    assert seen["watched"] == unpickling.watched(tmp_path, "-c", script) == 1, "its pool is forked"
+
+
+def test_a_chain_that_ended_at_once_or_without_the_hook_proves_nothing(tmp_path: Path):
+    codes = {"0 use smoke": 2, "1 run": 0}
+    assert hostile.astray(tmp_path, codes) == ["0 use smoke", "the hook was not in each command", "the hook was not in each stage",
+                                               "the hook was not in MLflow", "the hook was not in Prefect"]

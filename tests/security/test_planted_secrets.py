@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.reliability import planted_secrets, unpickling
 from benchmarks.reliability.planted_secrets import Listeners, Planted
+from components import chain
 from tests.checkout import copy_checkout
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -56,6 +57,7 @@ def test_J10_nothing_listened_off_loopback(planted: Planted):
 
 
 def test_J1_nothing_was_unpickled_but_what_processes_say_to_one_another(planted: Planted):
+    assert unpickling.watched(planted.root, "components.chain") >= len(chain.STAGES) and unpickling.watched(planted.root, "mlflow", "server"), "the hook was there"
     assert unpickling.summary(planted.root)["elsewhere"] == {}
 
 
