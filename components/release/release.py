@@ -238,7 +238,7 @@ def sentence(decision: Decision) -> str:
 
 
 def receipt_current(config: Config, layout: Layout) -> bool:
-    """Whether the last release was of exactly these outs and the server still says so: two REST calls a model, no MLflow import."""
+    """Whether the last release was of exactly these outs and the server still says so: three REST calls a model, no MLflow import."""
     try:
         receipt = files.read_sealed(layout.receipt)
         subjects = lineage.subjects(config, layout)
@@ -257,6 +257,9 @@ def receipt_current(config: Config, layout: Layout) -> bool:
                 return False
             if mlflow_rest.call(registry.address(layout), "GET", f"logged-models/{mine['model_id']}") is None:
                 return False  # somebody deleted it in the page: nothing of ours loads the version any more
+            run = mlflow_rest.call(registry.address(layout), "GET", f"runs/get?run_id={mine['run_id']}")
+            if run is None or run["run"]["info"]["lifecycle_stage"] != "active":
+                return False  # deleted too: the links of the version and of Prefect lead there
     except (OSError, UserError, KeyError, TypeError, AttributeError, mlflow_rest.Unreachable):
         return False
     return True

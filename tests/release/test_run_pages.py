@@ -273,7 +273,9 @@ def test_a_run_that_a_person_deleted_gets_a_stand_in_and_is_named(mlflow_url, tm
     layout = checkout.make(tmp_path, config)
     (decision,) = releasing.release(config, layout, say=lambda line: None)
     client = registry.client(layout)
+    assert releasing.receipt_current(config, layout)
     client.delete_run(decision.run_id)
+    assert not releasing.receipt_current(config, layout), "or `lmworks run` would say that nothing changed"
     lines: list[str] = []
     (again,) = releasing.release(config, layout, say=lines.append)
     assert again.run_id != decision.run_id and again.version == decision.version and again.promoted
