@@ -33,10 +33,9 @@ def facts(layout: Layout) -> dict[str, Any]:
     return told | {"exit_code": exit_code(told["scheduled"])}
 
 
-def exit_code(scheduled: dict[str, Any]) -> int:
-    """1 when the last scheduled run was red or the last green one is too long ago, else 0."""
-    red = scheduled["last"] is not None and not scheduled["last"]["green"]
-    return int(red or scheduled["too_old"])
+def exit_code(scheduled: dict[str, dict[str, Any]]) -> int:
+    """1 when a deployment's last run was red or its last green one is too long ago, else 0."""
+    return int(any(told["red"] or told["too_old"] for told in scheduled.values()))
 
 
 def champions(layout: Layout, mlflow: dict[str, Any]) -> dict[str, Any]:
@@ -144,8 +143,9 @@ def _verdict(run: dict[str, Any], green: bool) -> Text:
 
 def _last_run(told: dict[str, Any]) -> list[str | Text]:
     """The newer of `lmworks run` and the last run of a deployment."""
-    run, scheduled = told["last_run"], told["scheduled"]["last"]
-    if scheduled and (run is None or (tables.unix_time(scheduled["ended_at"]) or 0) > (tables.unix_time(run["ended_at"]) or 0)):
+    run = told["last_run"]
+    scheduled_s = max((tables.unix_time(one["last"]["ended_at"]) or 0 for one in told["scheduled"].values() if one["last"]), default=None)
+    if scheduled_s is not None and (run is None or scheduled_s > (tables.unix_time(run["ended_at"]) or 0)):
         return ["the scheduled one"]
     if run is None:
         return ["none is known"]
@@ -156,23 +156,27 @@ def _last_run(told: dict[str, Any]) -> list[str | Text]:
     return lines + ([run["flow_run"]] if run["flow_run"] else [])
 
 
-def _scheduled(scheduled: dict[str, Any]) -> list[str | Text]:
-    last, green, age_s = scheduled["last"], scheduled["last_green"], scheduled["age_s"]
-    if last is None and not scheduled["too_old"]:
-        return ["no deployment has run yet"]
+def _scheduled(scheduled: dict[str, dict[str, Any]]) -> list[str | Text]:
+    return [line for name, told in scheduled.items() for line in _deployment(name, told)] or ["no deployment has run yet"]
+
+
+def _deployment(name: str, told: dict[str, Any]) -> list[str | Text]:
+    """Its last outcome; of one that was skipped, the outcome before as well."""
+    name = tables.plain(name)
+    if told["last"] is None:
+        overdue = Text(f", {tables.duration(told['overdue_s'])} overdue" if told["too_old"] else "", style="bold red")
+        return [Text.assemble(f"{name}: its schedule is active, no run has ended yet", overdue)]
     lines: list[str | Text] = []
-    if last is not None:
-        lines.append(Text.assemble(f"{tables.plain(last['deployment'])}: ", _verdict(last, last["green"]), f", {_ago(last['ended_at'])}"))
-        if not last["green"] and last["message"]:
-            lines.append(last["message"])
-        if last["flow_run"]:
-            lines.append(last["flow_run"])
-    if scheduled["too_old"]:
-        when = (f"the last green run was {tables.duration(age_s)} ago" if green else
-                "no run was ever green" if last else "a schedule is active, but no run has ended")
-        lines.append(Text(f"too old: {when}, at most {tables.duration(scheduled['max_age_s'])} is allowed (operations.max_silence_s)", style="bold red"))
-    elif green is not None and not last["green"]:
-        lines.append(f"the last green run was {tables.duration(age_s)} ago")
+    ends = [told["last"]] if told["judged"] in (None, told["last"]) else [told["last"], told["judged"]]
+    for end in ends:
+        lines.append(Text.assemble(f"{name}: ", _verdict(end, end["green"]), f", {_ago(end['ended_at'])}"))
+        if not end["green"]:
+            lines += [text for text in (end["message"], end["flow_run"]) if text]
+    if told["too_old"]:
+        when = f"the last green run was {tables.duration(told['age_s'])} ago" if told["last_green"] else "no run was ever green"
+        lines.append(Text(f"too old: {when}, at most {tables.duration(told['max_age_s'])} is allowed (operations.max_silence_s)", style="bold red"))
+    elif told["red"]:
+        lines.append(f"the last green run was {tables.duration(told['age_s'])} ago" if told["last_green"] else "no run was ever green")
     return lines
 
 
@@ -219,8 +223,8 @@ def status(
 ) -> None:
     """What this checkout does and did: servers, last run, last scheduled outcome, champions, and what is stale and why.
 
-    Exit code, for cron and monitors: 1 when the last scheduled run was red or the last green one is longer ago than
-    operations.max_silence_s, else 0. Works with all servers down.
+    Exit code, for cron and monitors: 1 when a deployment's last run was red, or the last green one of an active schedule is longer
+    ago than its next date and operations.max_silence_s allow, else 0. Works with all servers down.
 
     Examples:  lmworks status  ·  lmworks status --json  ·  lmworks status >/dev/null || mail -s "lmworks is silent" me
     """

@@ -208,7 +208,7 @@ class Operations(Section):
     fetch_retries: Count = setting(2, "tries after a failed fetch", le=10)
     lock_wait_s: Seconds = setting(1800, "a scheduled run waits this long for another run to end, in seconds")
     late_alert_s: Seconds = setting(900, "a scheduled run that has not begun raises an alert after this, in seconds", ge=10)
-    max_silence_s: Seconds = setting(93_600, "`lmworks status` warns when the last green scheduled run is older than this, in seconds (0: never)")
+    max_silence_s: Seconds = setting(93_600, "`lmworks status` warns when an active schedule brought no green run for longer than this, and than its next date and two hours, in seconds (0: never)")
 
 
 class Config(Section):

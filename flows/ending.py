@@ -95,7 +95,8 @@ def tell_outside(flow: Any, flow_run: Any, state: State) -> None:
     verdict, green = state.name or state.type.value.title(), state.is_completed()
     try:
         silence.record(layout, deployment=deployment, flow_run=naming.page(layout, flow_run.id), verdict=verdict,
-                       message=" ".join((state.message or "").partition(LAST_LINES)[0].split()), green=green)
+                       message=" ".join((state.message or "").partition(LAST_LINES)[0].split()), green=green,
+                       next_s=silence.next_planned_s(layout, str(flow_run.deployment_id)))
     except UserError as error:
         logger.warning("%s was not written: %s", layout.scheduled.name, error)
     if verdict != silence.NEUTRAL and (trouble := silence.ping(green)):

@@ -1,4 +1,5 @@
-"""The silence alarm: how scheduled runs ended, an address outside that is pinged, and whether the last green one is too old.
+"""The silence alarm: how the runs of each deployment ended, an address outside that is pinged, and whether the last
+green one is too old.
 
 What runs on this machine cannot tell that this machine is off; so the ping's receiver, or a monitor that asks `lmworks status`,
 raises the alarm when nothing comes.
@@ -7,6 +8,7 @@ raises the alarm when nothing comes.
 from __future__ import annotations
 
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -20,32 +22,56 @@ from components.layout import Layout
 from components.operations import addresses, processes, rest, services
 
 PING_S = 5  # for all of it, names looked up included
-FORMAT = 1
+FORMAT = 2
 MAX_MESSAGE_CHARS = 500
+SLACK_S = 7_200  # that a run may take beyond the moment for which it is planned
 NEUTRAL = "Skipped"  # it made nothing and broke nothing: no red end, and no proof that the nights are fine
-DEPLOYMENTS = ("lmworks-refresh/refresh", "lmworks-chain/chain")  # those that prefect.yaml gives a schedule
+DEPLOYMENTS = {"refresh": "lmworks-refresh/refresh", "chain": "lmworks-chain/chain"}  # those that prefect.yaml gives a schedule
 
 
 # --- the end of a run ----------------------------------------------------------------------------
 
-def record(layout: Layout, *, deployment: str, flow_run: str, verdict: str, message: str, green: bool) -> None:
-    """Write .lmworks/scheduled.json: this run is the last, and the last green one if it is. Raises UserError (disk)."""
+def record(layout: Layout, *, deployment: str, flow_run: str, verdict: str, message: str, green: bool, next_s: float | None) -> None:
+    """Write the end of a run into .lmworks/scheduled.json; `next_s` (Unix time) is when this deployment's schedule asks for the next
+    one, None where no schedule is active. Raises UserError (disk).
+    """
     told = {"deployment": deployment, "flow_run": flow_run, "verdict": verdict, "message": message[:MAX_MESSAGE_CHARS], "green": green,
-            "ended_at": datetime.now(UTC).isoformat(timespec="seconds")}
+            "ended_at": _iso(time.time()), "next_at": None if next_s is None else _iso(next_s)}
     with files.lock(layout.state / "scheduled.lock", what="the end of another scheduled run", wait_s=5):
-        proof = green and verdict != NEUTRAL
-        files.write_sealed(layout.scheduled, {"format": FORMAT, "last": told, "last_green": told if proof else read(layout)["last_green"]})
+        known = read(layout)
+        before = known.get(deployment) or {"first": told, "judged": None, "last_green": None}
+        judged = verdict != NEUTRAL
+        known[deployment] = {"first": before["first"], "last": told, "judged": told if judged else before["judged"],
+                             "last_green": told if judged and green else before["last_green"]}
+        files.write_sealed(layout.scheduled, {"format": FORMAT, "deployments": known})
 
 
-def read(layout: Layout) -> dict[str, Any]:
-    """{"last", "last_green"}, each None if there was none (or the file is damaged: then the next run writes it again)."""
+def read(layout: Layout) -> dict[str, dict[str, Any]]:
+    """{deployment: {"first", "last", "judged" (the last that was not skipped), "last_green"}}, the last two None if there was none.
+
+    Empty where the file is damaged: the next run writes it again.
+    """
     try:
         told = files.read_sealed(layout.scheduled)
     except (OSError, UserError):
-        told = None
-    if not isinstance(told, dict) or told.get("format") != FORMAT:
-        told = {}
-    return {"last": told.get("last"), "last_green": told.get("last_green")}
+        return {}
+    return told["deployments"] if isinstance(told, dict) and told.get("format") == FORMAT else {}
+
+
+def next_planned_s(layout: Layout, deployment_id: str) -> float | None:
+    """When the deployment's schedule asks for its next run (Unix time); None where none is active, or Prefect does not say."""
+    url = services.address(layout, processes.PREFECT)
+    try:
+        return _planned_s(rest.Prefect(f"{url}/api", timeout_s=PING_S), deployment_id) if url else None
+    except rest.Unreachable:
+        return None
+
+
+def _planned_s(api: rest.Prefect, deployment_id: str) -> float | None:
+    """The earliest run that a schedule asked for and that has not begun."""
+    waiting = api.send("/flow_runs/filter", {"deployments": {"id": {"any_": [deployment_id]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+                                             "sort": "EXPECTED_START_TIME_ASC", "limit": 50})
+    return next((_seconds(run["expected_start_time"]) for run in waiting if run.get("auto_scheduled")), None)
 
 
 def ping(green: bool, within_s: float = PING_S) -> str | None:
@@ -86,27 +112,41 @@ def _ask(url: str, within_s: float, said: list[str]) -> None:
 
 # --- the question of a monitor -------------------------------------------------------------------
 
-def verdict(layout: Layout, now_s: float) -> dict[str, Any]:
-    """{"last", "last_green", "age_s", "too_old", "max_age_s"}: how old the last green scheduled run is, and whether that is too old.
+def verdict(layout: Layout, now_s: float) -> dict[str, dict[str, Any]]:
+    """What `read` gives of each deployment, and "red": its last run that was not skipped failed; "age_s" of its last green one; "max_age_s"
+    that this may be; "too_old"; "overdue_s": its schedule is active, and the first run that it asked for has not begun since.
 
-    It counts only where a scheduled run has ended before or a schedule is active; until the first one has ended, from when the
-    schedule was last changed. `age_s` is None where there is nothing to count from.
+    A run is too old only where a schedule is active: as Prefect's server says, or, where that does not answer, as it was when the
+    last run ended. It may be as old as `operations.max_silence_s`, and older where the schedule asks for fewer runs.
     """
-    told, max_age_s = read(layout), _max_age_s(layout)
-    since = told["last_green"] and _seconds(told["last_green"].get("ended_at"))
-    never_green = told["last"] is not None and told["last"].get("verdict") != NEUTRAL and since is None
-    if since is None and not never_green:
-        since = _active_since(layout)
-    age_s = None if since is None else max(0.0, now_s - since)
-    too_old = max_age_s > 0 and (never_green or (age_s is not None and age_s > max_age_s))
-    return {**told, "age_s": None if told["last_green"] is None else age_s, "too_old": too_old, "max_age_s": max_age_s}
+    known, active, setting_s = read(layout), _active(layout), _max_silence_s(layout)
+    return {name: _judged(known.get(name), active, name, setting_s, now_s) for name in sorted({*known, *(active or {})})}
 
 
-def _max_age_s(layout: Layout) -> int:
+def _judged(told: dict[str, Any] | None, active: dict[str, float | None] | None, name: str, setting_s: int, now_s: float) -> dict[str, Any]:
+    if told is None:
+        planned_s = (active or {})[name]
+        overdue_s = None if planned_s is None or now_s - planned_s <= SLACK_S else now_s - planned_s
+        return {"first": None, "last": None, "judged": None, "last_green": None, "red": False, "age_s": None, "max_age_s": setting_s,
+                "too_old": setting_s > 0 and overdue_s is not None, "overdue_s": overdue_s}
+    origin = told["last_green"] or told["first"]
+    ended_s, next_s = _seconds(origin["ended_at"]) or 0.0, _seconds(origin["next_at"])
+    age_s = max(0.0, now_s - ended_s)
+    max_age_s = setting_s if next_s is None or not setting_s else max(setting_s, round(next_s - ended_s + SLACK_S))
+    watched = told["last"]["next_at"] is not None if active is None else name in active
+    return {**told, "red": bool(told["judged"]) and not told["judged"]["green"], "age_s": age_s if told["last_green"] else None, "max_age_s": max_age_s,
+            "too_old": watched and max_age_s > 0 and age_s > max_age_s, "overdue_s": None}
+
+
+def _max_silence_s(layout: Layout) -> int:
     try:
         return settings.load(layout.params).operations.max_silence_s
     except UserError:  # the command that asks says so elsewhere; an alarm must not hang on it
         return settings.Config().operations.max_silence_s
+
+
+def _iso(moment_s: float) -> str:
+    return datetime.fromtimestamp(moment_s, UTC).isoformat(timespec="seconds")
 
 
 def _seconds(moment: Any) -> float | None:
@@ -116,16 +156,22 @@ def _seconds(moment: Any) -> float | None:
         return None
 
 
-def _active_since(layout: Layout) -> float | None:
-    """When the newest change made a schedule active, as far as Prefect's server can be asked."""
+def _active(layout: Layout) -> dict[str, float | None] | None:
+    """{deployment whose schedule is active: when it asks for the next run}; None where Prefect's server does not say."""
     url = services.address(layout, processes.PREFECT)
-    found: list[float] = []
-    for name in DEPLOYMENTS if url else ():
-        try:
-            deployment = rest.call(f"{url}/api/deployments/name/{name}", timeout_s=2)
-        except rest.Unreachable as error:
-            if error.status is None:
-                break  # it does not answer: no second wait
-            continue
-        found += [moment for schedule in deployment.get("schedules", []) if schedule["active"] and (moment := _seconds(schedule["updated"])) is not None]
-    return min(found, default=None)
+    if not url:
+        return None
+    api, found = rest.Prefect(f"{url}/api", timeout_s=2), {}
+    try:
+        for name, path in DEPLOYMENTS.items():
+            try:
+                deployment = api.get(f"/deployments/name/{path}")
+            except rest.Unreachable as error:
+                if error.status == 404:
+                    continue
+                raise
+            if any(schedule["active"] for schedule in deployment.get("schedules", [])):
+                found[name] = _planned_s(api, deployment["id"])
+    except rest.Unreachable:
+        return None  # it does not answer: no second wait
+    return found

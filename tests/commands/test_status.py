@@ -46,7 +46,12 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
 def ended(days_ago: float, *, green: bool, verdict: str, message: str = "") -> dict[str, Any]:
     moment = datetime.fromtimestamp(time.time() - days_ago * 86400, UTC).isoformat(timespec="seconds")
     return {"deployment": "refresh", "flow_run": "http://127.0.0.1:4311/runs/flow-run/57a762d0-1b5c-480a-9c62-8b8eab364bb9", "verdict": verdict,
-            "message": message, "green": green, "ended_at": moment}
+            "message": message, "green": green, "ended_at": moment, "next_at": datetime.fromtimestamp(time.time() + 86400 - days_ago * 86400, UTC).isoformat(timespec="seconds")}
+
+
+def scheduled(layout: Layout, last: dict[str, Any], last_green: dict[str, Any] | None) -> None:
+    files.write_json(layout.scheduled, {"format": silence.FORMAT, "deployments": {
+        "refresh": {"first": last, "last": last, "judged": last, "last_green": last_green}}})
 
 
 def asked(*arguments: str, code: int) -> str:
@@ -71,7 +76,7 @@ def test_all_servers_down_is_no_error(layout: Layout):
     (ended(.1, green=False, verdict="Failed"), None, 1, "no run was ever green"),
 ])
 def test_the_exit_code_says_whether_the_nights_are_fine(layout: Layout, last: dict[str, Any], last_green: dict[str, Any] | None, code: int, words: str):
-    files.write_json(layout.scheduled, {"format": silence.FORMAT, "last": last, "last_green": last_green})
+    scheduled(layout, last, last_green)
     assert words in " ".join(asked(code=code).split())
     assert json.loads(asked("--json", code=code))["exit_code"] == code
 
@@ -81,7 +86,7 @@ def test_the_last_run_is_the_newer_of_terminal_and_deployment(layout: Layout):
     out = asked(code=0)
     assert "last run    Failed, " in out and "took 3.2 min" in out and "row 7 of 红楼梦.txt" in out and "http://127.0.0.1:1/runs/flow-run/x" in out
     green = ended(-1, green=True, verdict="Promoted")  # later than that
-    files.write_json(layout.scheduled, {"format": silence.FORMAT, "last": green, "last_green": green})
+    scheduled(layout, green, green)
     assert "last run    the scheduled one" in asked(code=0)
 
 

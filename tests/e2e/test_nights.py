@@ -40,4 +40,5 @@ def test_a_night_with_nothing_to_do_is_green_releases_nothing_and_links_what_the
             assert answer.status == 200 and b"<html" in answer.read()[:500].lower()
 
     status = json.loads(checkout.lmworks("status", "--json").stdout)
-    assert status["scheduled"]["last_green"]["verdict"] == "Nothing changed" and status["scheduled"]["last_green"]["flow_run"].endswith(run)
+    green = status["scheduled"]["chain"]["last_green"]
+    assert green["verdict"] == "Nothing changed" and green["flow_run"].endswith(run)

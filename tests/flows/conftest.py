@@ -130,6 +130,8 @@ class Checkout:
         (root / "params.yaml").write_text(settings.render(settings.build(
             flat | {"corpus.source": "语料", "corpus.records": "records.jsonl", "name": "mini"}, where="test")))
         (root / "dvc.yaml").write_text(DVC_YAML)
+        with open(root / "components" / "chain.py", "a") as code:  # the stage table of this checkout
+            code.write(f"\n\ndef render_dvc_yaml(root=ROOT):\n    return {DVC_YAML!r}\n")
         (root / "fake_stage.py").write_text(FAKE_STAGE)
         (root / "driver.py").write_text(DRIVER)
         self.wish("first", "1")
@@ -175,8 +177,11 @@ class Checkout:
 
     def last_scheduled(self, flow_run_id: str) -> dict[str, Any]:
         """What is written down of this run's end, once it is."""
-        self.wait_for(lambda: (silence.read(self.layout)["last"] or {}).get("flow_run", "").endswith(flow_run_id), "the end is written down")
-        return silence.read(self.layout)["last"]
+        def ends() -> list[dict[str, Any]]:
+            return [one["last"] for one in silence.read(self.layout).values() if one["last"]["flow_run"].endswith(flow_run_id)]
+
+        self.wait_for(ends, "the end is written down")
+        return ends()[0]
 
     def wait_for(self, condition: Any, what: str, within_s: float = 120) -> None:
         deadline = time.monotonic() + within_s

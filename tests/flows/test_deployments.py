@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from typing import Any
 
 import pytest
@@ -48,9 +49,14 @@ def test_up_is_idempotent_and_what_a_person_switched_on_stays_on(checkout: Any):
     pids = {name: service["pid"] for name, service in told["services"].items()}
     again = up(checkout)
     assert {name: service["pid"] for name, service in again["services"].items()} == pids
-    assert [s["active"] for s in deployment(checkout)["schedules"]] == [True]
     kept = deployment(checkout)
+    assert [s["active"] for s in kept["schedules"]] == [True]
+    checkout.wait_for(lambda: silence.next_planned_s(checkout.layout, kept["id"]), "Prefect plans the next run")
+    assert time.time() < silence.next_planned_s(checkout.layout, kept["id"]) <= time.time() + 7 * 86_400, "weekly"
+    told = silence.verdict(checkout.layout, time.time())["chain"]
+    assert (told["too_old"], told["overdue_s"]) == (False, None)
     checkout.api().send(f"/deployments/{kept['id']}/schedules/{kept['schedules'][0]['id']}", {"active": False}, method="PATCH")
+    checkout.wait_for(lambda: silence.next_planned_s(checkout.layout, kept["id"]) is None, "no date is left")
 
 
 def test_each_parameter_says_what_it_is_for(checkout: Any):
@@ -86,14 +92,14 @@ def test_a_triggered_run_is_the_same_chain_and_waits_for_the_lock(checkout: Any,
     run = ask(checkout, release=False)
     assert ended(checkout, run) == ("COMPLETED", "Nothing changed")
     checkout.last_scheduled(run)
-    green = silence.read(checkout.layout)["last_green"]
+    green = silence.read(checkout.layout)["chain"]["last_green"]
     assert (green["verdict"], green["deployment"], green["green"]) == ("Nothing changed", "chain", True)
     checkout.wait_for(lambda: receiver.pings()[before:] == [f"/ping/{receiver.token}"] * 2, "an outside monitor hears of both")
     with files.lock(checkout.layout.run_lock, what="a run"):
         run = ask(checkout, release=False, wait_s=0)
         assert ended(checkout, run) == ("COMPLETED", "Skipped")
     assert checkout.last_scheduled(run)["verdict"] == "Skipped"
-    assert silence.read(checkout.layout)["last_green"] == green and len(receiver.pings()) == before + 2, "a skipped run proves nothing"
+    assert silence.read(checkout.layout)["chain"]["last_green"] == green and len(receiver.pings()) == before + 2, "a skipped run proves nothing"
 
 
 def retry(checkout: Any, run: str, force: bool) -> tuple[str, str]:

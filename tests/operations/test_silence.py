@@ -28,13 +28,18 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     return found
 
 
-def ends(layout: Layout, verdict: str, green: bool) -> None:
-    silence.record(layout, deployment="refresh", flow_run="http://127.0.0.1:1/runs/flow-run/x", verdict=verdict, message="数据 not valid", green=green)
+def ends(layout: Layout, verdict: str, green: bool, *, deployment: str = "refresh", next_s: float | None = DAY_S) -> None:
+    """A run of a deployment ends now; its schedule asks for the next one `next_s` from now (None: it has no active schedule)."""
+    silence.record(layout, deployment=deployment, flow_run="http://127.0.0.1:1/runs/flow-run/x", verdict=verdict, message="数据 not valid", green=green,
+                   next_s=None if next_s is None else time.time() + next_s)
+
+
+def too_old(layout: Layout, after_s: float, deployment: str = "refresh") -> bool:
+    return silence.verdict(layout, time.time() + after_s)[deployment]["too_old"]
 
 
 def test_a_checkout_without_scheduled_runs_is_not_silent(layout: Layout):
-    told = silence.verdict(layout, time.time())
-    assert told == {"last": None, "last_green": None, "age_s": None, "too_old": False, "max_age_s": 26 * 3600}
+    assert silence.verdict(layout, time.time()) == {}
 
 
 def test_the_last_green_run_stays_known_through_red_and_skipped_ones(layout: Layout):
@@ -42,43 +47,79 @@ def test_the_last_green_run_stays_known_through_red_and_skipped_ones(layout: Lay
     ends(layout, "Blocked", False)
     ends(layout, "Skipped", True)
     now_s = time.time()
-    told = silence.verdict(layout, now_s)
-    assert (told["last"]["verdict"], told["last_green"]["verdict"], told["last"]["message"]) == ("Skipped", "Ready", "数据 not valid")
+    told = silence.verdict(layout, now_s)["refresh"]
+    assert (told["last"]["verdict"], told["judged"]["verdict"], told["last_green"]["verdict"]) == ("Skipped", "Blocked", "Ready")
+    assert told["red"], "a skipped run does not make the red one before it good"
     assert abs(told["age_s"] - (now_s - datetime.fromisoformat(told["last_green"]["ended_at"]).timestamp())) < 1e-6
-    assert not told["too_old"]
-    assert not silence.verdict(layout, now_s + 25 * 3600)["too_old"] and silence.verdict(layout, now_s + 27 * 3600)["too_old"]
+    assert not too_old(layout, 25 * 3600) and too_old(layout, 27 * 3600)
+    ends(layout, "Nothing changed", True)
+    assert not silence.verdict(layout, time.time())["refresh"]["red"]
 
 
-def test_a_schedule_whose_runs_were_never_green_is_too_old_at_once(layout: Layout):
-    ends(layout, "Failed", False)
+def test_each_deployment_is_judged_by_itself(layout: Layout):
+    ends(layout, "Failed", False, deployment="chain", next_s=7 * DAY_S)
+    ends(layout, "Ready", True)
+    ends(layout, "Promoted", True, deployment="release", next_s=None)
     told = silence.verdict(layout, time.time())
-    assert told["too_old"] and told["age_s"] is None and told["last_green"] is None
+    assert {name: one["red"] for name, one in told.items()} == {"chain": True, "refresh": False, "release": False}
+    assert told["chain"]["age_s"] is None and told["chain"]["last_green"] is None
+    assert not too_old(layout, 400 * DAY_S, "release"), "it has no schedule that could miss a date"
+
+
+def test_a_weekly_schedule_may_be_silent_for_a_week(layout: Layout):
+    ends(layout, "Promoted", True, deployment="chain", next_s=7 * DAY_S)
+    assert not too_old(layout, 7 * DAY_S + 3600, "chain") and too_old(layout, 7 * DAY_S + 3 * 3600, "chain")
+
+
+def test_nights_that_are_all_skipped_are_silent_in_the_end(layout: Layout):
+    for _ in range(3):
+        ends(layout, "Skipped", True)
+    assert not silence.verdict(layout, time.time())["refresh"]["red"]
+    assert not too_old(layout, 25 * 3600) and too_old(layout, 27 * 3600)
 
 
 def test_zero_means_never(layout: Layout):
     layout.params.write_text(settings.render(settings.build({"operations.max_silence_s": 0}, where="test")))
     ends(layout, "Ready", True)
-    assert not silence.verdict(layout, time.time() + 400 * DAY_S)["too_old"]
+    assert not too_old(layout, 400 * DAY_S)
 
 
 def test_B5_settings_or_a_record_that_cannot_be_read_hang_no_monitor(layout: Layout):
     ends(layout, "Ready", True)
     layout.params.write_text("operations: [")
-    assert silence.verdict(layout, time.time() + 27 * 3600)["too_old"]
-    layout.scheduled.write_text('{"format": 1, "la')
-    assert silence.read(layout) == {"last": None, "last_green": None}
+    assert too_old(layout, 27 * 3600)
+    layout.scheduled.write_text('{"format": 2, "la')
+    assert silence.read(layout) == {}
     ends(layout, "Ready", True)
-    assert silence.read(layout)["last_green"]["verdict"] == "Ready"
+    assert silence.read(layout)["refresh"]["last_green"]["verdict"] == "Ready"
 
 
-def test_an_active_schedule_that_never_ran_is_counted_from_its_change(layout: Layout, monkeypatch: pytest.MonkeyPatch):
-    switched_on = datetime.fromtimestamp(time.time() - 2 * DAY_S, UTC).isoformat().replace("+00:00", "Z")
-    schedules = [{"active": False, "updated": "2020-01-01T00:00:00Z"}, {"active": True, "updated": switched_on}]
+class Planner:
+    """What of Prefect's API is asked here. The real one is asked in tests/flows/test_deployments.py."""
+
+    def __init__(self, active: bool, planned_s: float):
+        self.active, self.planned_s = active, planned_s
+
+    def get(self, path: str) -> dict[str, object]:
+        if path.endswith("chain"):
+            raise silence.rest.Unreachable("no such deployment", 404)
+        return {"id": "7", "schedules": [{"active": False}, {"active": self.active}]}
+
+    def send(self, path: str, body: object) -> list[dict[str, object]]:
+        start = datetime.fromtimestamp(self.planned_s, UTC).isoformat().replace("+00:00", "Z")
+        return [{"auto_scheduled": False, "expected_start_time": "2020-01-01T00:00:00Z"}, {"auto_scheduled": True, "expected_start_time": start}]
+
+
+def test_what_prefect_says_of_a_schedule_counts(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    planner = Planner(active=True, planned_s=time.time() + 3600)
     monkeypatch.setattr(silence.services, "address", lambda *_: "http://127.0.0.1:1")
-    monkeypatch.setattr(silence.rest, "call", lambda *_, **__: {"schedules": schedules})
-    assert silence.verdict(layout, time.time())["too_old"]
-    schedules[1]["active"] = False
-    assert not silence.verdict(layout, time.time())["too_old"]
+    monkeypatch.setattr(silence.rest, "Prefect", lambda *_, **__: planner)
+    assert silence.verdict(layout, time.time())["refresh"]["last"] is None and not too_old(layout, 0)
+    assert too_old(layout, 4 * 3600), "its first run has not begun long after its date"
+    ends(layout, "Ready", True)
+    assert too_old(layout, 27 * 3600)
+    planner.active = False
+    assert not too_old(layout, 27 * 3600), "somebody switched it off"
 
 
 # --- the ping ------------------------------------------------------------------------------------
