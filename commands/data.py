@@ -27,13 +27,14 @@ def why(
     as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
 ) -> None:
     """Say which stages would run, and what changed.  Example:  lmworks why pretrain"""
-    from components.operations.staleness import stale
+    from components.operations import staleness
 
     if stage:
         _known(stage)
     layout = Layout()
     settings.load(layout.params)  # a stage would refuse settings that do not fit, so they are told here too
-    reasons = stale(layout)
+    staleness.check_dvc_yaml(layout)
+    reasons = staleness.stale(layout)
     shown = {name: reasons.get(name, []) for name in ([stage] if stage else BY_NAME)}
     if as_json:
         typer.echo(json.dumps(shown, ensure_ascii=False, indent=1))

@@ -15,7 +15,7 @@ from components import chain, files, storage
 from components import config as settings
 from components.errors import Busy, UserError
 from components.layout import Layout
-from components.operations import half_restored, last_run, lock_file
+from components.operations import half_restored, last_run, lock_file, staleness
 
 SUMMARY = "summary.json"
 SMALL = ("tokenizer", "evaluation")  # published folders that even an unchanged rerun hashes again
@@ -27,9 +27,7 @@ def unchanged(config: settings.Config, layout: Layout) -> bool:
         return False
     if not layout.receipt.exists() or not layout.dvc_lock.exists():
         return False
-    from components.operations.staleness import stale
-
-    if stale(layout):
+    if staleness.stale(layout):
         return False
     for name in SMALL:
         files.verify_manifest(layout.out(name))
@@ -71,11 +69,10 @@ def check_devices(config: settings.Config) -> None:
 
 def dry_run(layout: Layout, as_json: bool) -> None:
     from components.corpus import sources
-    from components.operations.staleness import stale
 
     with files.lock(layout.run_lock, what="lmworks run"):
         sources.update(settings.load(layout.params), layout)
-        reasons = stale(layout)
+        reasons = staleness.stale(layout)
     if as_json:
         typer.echo(json.dumps({name: reasons.get(name, []) for name in chain.BY_NAME}, ensure_ascii=False, indent=1))
         return
@@ -106,6 +103,7 @@ def run(
     config = settings.load(layout.params)
     chain.selection(list(chain.BY_NAME), from_stage, to_stage)
     chain.check_versions(chain.STAGES, layout)
+    staleness.check_dvc_yaml(layout)
     check_devices(config)
     if dry:
         dry_run(layout, as_json)

@@ -106,6 +106,7 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
     """Run the chain and write into `result` what happened. The caller holds the run's lock. Raises UserError."""
     layout = Layout()
     config = settings.load(layout.params)
+    staleness.check_dvc_yaml(layout)
     names = staleness.names(layout)
     chosen = selection(names, from_stage, to_stage)
     check_earlier(layout, chosen)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from components import files
+from components import chain, files
 from components.chain import REMEDIES
 from components.errors import Busy, Damaged, UserError
 from components.layout import Layout
@@ -26,11 +28,32 @@ class _MemoryDamaged(Exception):
     """What DVC remembers of hashes (.dvc/site) cannot be read."""
 
 
+def _generate(layout: Layout) -> str:
+    return f"Run: {layout.venv / 'bin' / 'python'} -m components.chain --generate"
+
+
 def names(layout: Layout) -> list[str]:
     """The stages of dvc.yaml, in the order of the chain. Raises UserError if there is none."""
     if not layout.dvc_yaml.exists():
-        raise UserError(f"no dvc.yaml in {layout.root}. Run: {layout.venv / 'bin' / 'python'} -m components.chain --generate")
-    return list((files.load_yaml(layout.dvc_yaml) or {}).get("stages") or {})
+        raise UserError(f"no dvc.yaml in {layout.root}. {_generate(layout)}")
+    tree = files.load_yaml(layout.dvc_yaml)
+    stages = tree.get("stages") if isinstance(tree, dict) else None
+    if not isinstance(stages, dict) or not stages:
+        raise Damaged(f"{layout.dvc_yaml} has no stages: it was emptied or damaged. {_generate(layout)}")
+    return list(stages)
+
+
+def check_dvc_yaml(layout: Layout) -> None:
+    """Raises Damaged where dvc.yaml is not what the stage table and the imports of the stages give: DVC would take a stage that is not
+    in it for none at all, and the rest for the whole chain."""
+    wanted = chain.render_dvc_yaml(layout.root)
+    found = layout.dvc_yaml.read_text(errors="replace") if layout.dvc_yaml.exists() else ""
+    if found == wanted:
+        return
+    lacking = [line.strip(" :") for line in re.findall(r"^  \w+:$", wanted, re.MULTILINE) if f"\n{line}\n" not in found]
+    number = next(number for number, (one, other) in enumerate(itertools.zip_longest(found.splitlines(True), wanted.splitlines(True)), start=1) if one != other)
+    what = f"it lacks {', '.join(lacking)}" if lacking else f"line {number} is another"
+    raise Damaged(f"{layout.dvc_yaml} is not what the stage table and the imports of the stages give ({what}). {_generate(layout)}")
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def _look(checks: list[Check]) -> Verified:
 def _settings(layout: Layout) -> Iterator[Check]:
     readers: dict[Path, Callable[[Path], Any]] = {
         layout.params: settings.load, layout.dvc_lock: lambda _path: _lock_file(layout), layout.sources: files.load_yaml,
-        layout.versions: files.load_yaml, layout.dvc_yaml: lambda _path: _dvc_yaml(layout)}
+        layout.versions: files.load_yaml, layout.dvc_yaml: lambda _path: staleness.check_dvc_yaml(layout)}
 
     def look(path: Path) -> Iterator[Problem]:
         try:
@@ -104,11 +104,6 @@ def _lock_file(layout: Layout) -> None:
     """Raises Damaged where dvc.lock cannot be read, or states another size of an output than it has."""
     if found := lock_file.wrong(layout, chain.BY_NAME, parts=("outs",)):
         raise Damaged(found)
-
-
-def _dvc_yaml(layout: Layout) -> None:
-    if layout.dvc_yaml.read_text(errors="replace") != chain.render_dvc_yaml(layout.root):
-        raise Damaged(f"{layout.dvc_yaml.name} is not what the stage table and the imports of the stages give")
 
 
 def _locked(layout: Layout) -> list[dict[str, Any]]:

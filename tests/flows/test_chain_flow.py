@@ -102,6 +102,21 @@ def test_bad_stage_name_is_one_clear_error(checkout: Any):
     assert code == 2 and "did you mean 'second'?" in told["message"] and err == ""
 
 
+def test_D4_a_dvc_yaml_that_was_emptied_or_cut_fails_the_run_before_a_stage_or_a_release(checkout: Any):
+    assert checkout.run()[0] == 0
+    path = checkout.layout.dvc_yaml
+    whole = path.read_text()
+    try:
+        for text in ("", whole[:whole.index("  second:")]):
+            path.write_text(text)
+            code, told, err = checkout.run()
+            assert (code, told["verdict"], told["stages"], err) == (4, "Failed", [], "")
+            assert "dvc.yaml is not what the stage table" in told["message"] and "-m components.chain --generate" in told["message"]
+            assert checkout.last_flow_run()["state_name"] == "Failed"
+    finally:
+        path.write_text(whole)
+
+
 def test_from_a_stage_whose_input_was_never_made_is_one_clear_error(checkout: Any):
     assert checkout.run()[0] == 0
     shutil.move(checkout.root / "data" / "first", checkout.root / "away")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import signal
 import subprocess
@@ -105,3 +106,19 @@ def test_json_nested_too_deep_is_damage(tmp_path: Path):
     (tmp_path / "x.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="not valid JSON"):
         files.read_json(tmp_path / "x.json")
+
+
+def test_the_imports_of_a_file_are_those_that_its_whole_text_gives(tmp_path: Path):
+    def named(tree: ast.AST) -> list[str]:
+        return sorted(ast.dump(node) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and "components" in ast.dump(node))
+
+    paths = sorted((ROOT / "components").rglob("*.py"))
+    odd = tmp_path / "odd.py"
+    odd.write_text('"""Words\nfrom components that are no import.\n"""\nfrom components import (  # (two)\n    files,\n    storage,\n)\n'
+                   "def late():\n    import components.masking\n    from components.corpus \\\n        import page\n")
+    for path in [*paths, odd]:
+        assert named(chain._imports(path)) == named(ast.parse(path.read_text())), path
+    for damaged in (b"from components import (files\n", b"from components \xff import files\n", b"from components import \0files\n"):
+        odd.write_bytes(damaged)
+        with pytest.raises(UserError, match="odd.py cannot be read as Python"):
+            chain._imports(odd)
