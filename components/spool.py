@@ -1,7 +1,8 @@
 """A spooled training run on disk, and how it reaches the MLflow server.
 
 A folder of .lmworks/spool/ holds `run.json` (what the run is), `events.jsonl` (points, tags, states, each with its own time) and
-`sent.json` (how far the server has them). Sending twice is harmless: MLflow's key is run, metric, timestamp, step and value.
+`sent.json` (how far the server has them). Sending twice is harmless: MLflow's key is run, metric, timestamp, step and value. Logging a step
+twice is not (the second has another timestamp), so sent.json also says which was the last: an events.jsonl that was cut does not.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import os
 import shutil
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from components.errors import UserError
 from components.mlflow_rest import Gone, Refused, Unreachable, call
 
 METRICS_A_BATCH = 900  # MLflow takes 1,000 metrics in one log-batch
+AXES = ("step", "sample")  # a point lies on one of them: of the training, of the machine
 LAST_EVENT_BYTES = 2**16  # more than any one event has
 NOT_NOW = (Unreachable, UserError, OSError)  # what keeps a spool from being sent for the moment
 NOTE = "mlflow.note.content"  # the description that the page shows
@@ -56,10 +58,13 @@ def damaged_lines(folder: Path) -> int:
 
 
 def cut_torn_end(folder: Path) -> None:
-    """Take away what a kill left of a last line. For the one writer of the run alone."""
+    """Take away what a kill left of a last line, before anything is appended. For the one writer of the run alone."""
     path = folder / "events.jsonl"
     if path.exists():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    note = sent(folder)
+    if note["offset"] == 0 and (folder / "sent.json").exists():  # the file lost more: the old offset would skip what is appended now
+        files.write_sealed(folder / "sent.json", note)
 
 
 def about(folder: Path) -> dict[str, Any] | None:
@@ -71,13 +76,24 @@ def about(folder: Path) -> dict[str, Any] | None:
 
 
 def sent(folder: Path) -> dict[str, Any]:
-    """{"offset": bytes of events.jsonl that the server has, "run_id", "refused": points}. Sending again is harmless, so a damaged
-    file counts as none."""
+    """{"offset": bytes of events.jsonl that the server has, "run_id", "refused": points, "step" and "sample": the last ones that it has}.
+
+    Sending again is harmless, so a damaged file counts as none, and an events.jsonl that was cut below the offset is sent from its start.
+    """
+    path = folder / "events.jsonl"
     try:
         note = files.read_sealed(folder / "sent.json")
-        return {"offset": int(note["offset"]), "run_id": note["run_id"], "refused": int(note["refused"])}
+        found = {"offset": int(note["offset"]), "run_id": note["run_id"], "refused": int(note["refused"])}
+        found |= {axis: int(note.get(axis, -1)) for axis in AXES}
+        cut = found["offset"] > (path.stat().st_size if path.exists() else 0)
+        return found | ({"offset": 0, "refused": 0} if cut else {})
     except (OSError, UserError, KeyError, TypeError, ValueError):
-        return {"offset": 0, "run_id": None, "refused": 0}
+        return {"offset": 0, "run_id": None, "refused": 0, **dict.fromkeys(AXES, -1)}
+
+
+def last(axis: str, events_: Iterable[dict[str, Any]]) -> int:
+    """The highest "step" or "sample" among events; -1 where there is none."""
+    return max((event[axis] for event in events_ if axis in event), default=-1)
 
 
 # --- sending -------------------------------------------------------------------------------------
@@ -88,16 +104,17 @@ def send(folder: Path, url: str, *, keep: bool = False) -> None:
     Raises Unreachable (nothing is lost: the next call goes on), Busy when another process sends it.
     """
     with files.lock(folder / ".lock", what="sending this run"):
+        run = files.read_sealed(folder / "run.json")
         try:
             try:
-                _send_new(folder, url)
+                _send_new(folder, url, run)
             except Gone:
                 (folder / "sent.json").unlink()  # from the beginning, in a run of this server
-                _send_new(folder, url)
+                _send_new(folder, url, run)
         except (KeyError, TypeError, AttributeError) as error:
             raise Unreachable(f"{url} answers, but not as MLflow does ({type(error).__name__}: {error})") from error
         if not keep and _is_over(folder):
-            _forget_twins(url, files.read_json(folder / "run.json"), sent(folder)["run_id"])
+            _forget_twins(url, run, sent(folder)["run_id"])
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -112,12 +129,13 @@ def _is_over(folder: Path) -> bool:
     return bool(lines) and (_event(lines[-1]) or {}).get("status") == "FINISHED"
 
 
-def _send_new(folder: Path, url: str) -> None:
+def _send_new(folder: Path, url: str, run: dict[str, Any]) -> None:
     """Everything that the server does not have yet. Raises Unreachable."""
-    run, note = files.read_sealed(folder / "run.json"), sent(folder)
+    note = sent(folder)
     for batch, offset in _batches(folder / "events.jsonl", note["offset"]):
         run_id = note["run_id"] or _ensure_run(url, run)
-        note = {"offset": offset, "run_id": run_id, "refused": note["refused"] + _send_batch(url, run_id, batch, note["refused"])}
+        note = {"offset": offset, "run_id": run_id, "refused": note["refused"] + _send_batch(url, run_id, batch, note["refused"]),
+                **{axis: max(note[axis], last(axis, batch)) for axis in AXES}}
         files.write_sealed(folder / "sent.json", note)
 
 

@@ -67,8 +67,8 @@ class Run:
         """`earlier`: the events that killed lives of this run have spooled."""
         self.folder, self.layout, self.about = folder, layout, about
         self.tags: dict[str, str] = {}  # what the run gets when it ends well
-        self.last_step = max((event["step"] for event in earlier if "step" in event), default=-1)
-        self._samples = max((event["sample"] for event in earlier if "sample" in event), default=-1) + 1
+        known = [*earlier, spool.sent(folder)]  # the server may have points that a cut events.jsonl lost
+        self.last_step, self._samples = spool.last("step", known), spool.last("sample", known) + 1
         self._last_ms = max((event["t"] for event in earlier if "t" in event), default=0)
         self._best: dict[str, float] = {}
         for event in earlier:
@@ -105,11 +105,12 @@ class Run:
         return noted
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Points of one step, and the best values beside the last. A step that is spooled already, by an earlier life, is skipped."""
+        """Points of one step, and the best values beside the last. A step that is spooled or sent already, by an earlier life, is skipped."""
+        values = {key: float(value) for key, value in metrics.items()}
+        best = self._note_best(values)
         if step > self.last_step:
             self.last_step = step
-            values = {key: float(value) for key, value in metrics.items()}
-            self._append({"step": step, "metrics": values | self._note_best(values)})
+            self._append({"step": step, "metrics": values | best})
 
     def flush(self) -> None:
         """What was logged is on disk when this returns."""

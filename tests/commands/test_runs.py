@@ -26,11 +26,14 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     return Layout(root=tmp_path)
 
 
+EVENTS = '{"status": "RUNNING"}\n'
+
+
 def spool(layout: Layout, name: str, process: dict | None, *, sent: int = 0) -> None:
     folder = layout.spool / name
     files.write_json(folder / "run.json", {"name": name, "experiment": "tiny", "started_ms": 1_700_000_000_000, "tags": {"lmworks.stage": "pretrain"},
                                            "process": process})
-    (folder / "events.jsonl").write_text('{"status": "RUNNING"}\n')
+    (folder / "events.jsonl").write_text(EVENTS)
     files.write_json(folder / "sent.json", {"offset": sent, "run_id": "r", "refused": 0})
 
 
@@ -38,7 +41,7 @@ def test_without_servers_it_says_so_and_shows_what_is_known(layout: Layout):
     last_run.write(layout, verdict="Promoted", message="", exit_code=0, elapsed_s=61, flow_run=None)
     spool(layout, "pretrain 红楼梦", liveness.entry(os.getpid()))
     spool(layout, "finetune tiny", {"pid": 1, "started": "never"})
-    spool(layout, "wholly sent", {"pid": 1, "started": "never"}, sent=1000)
+    spool(layout, "wholly sent", {"pid": 1, "started": "never"}, sent=len(EVENTS))
     (layout.spool / "damaged").mkdir()
     (layout.spool / "damaged" / "run.json").write_text("{")
     done = CliRunner().invoke(main.app, ["runs", "--all"])

@@ -15,10 +15,11 @@ from pathlib import Path
 import checkout
 import pytest
 from mlflow_server import start_server
+from mlflow_stand_in import killed
 
 from benchmarks.reliability import loggers
 from benchmarks.reliability.proxy import CUT, ERROR, HANG, PASS, REFUSE, Proxy
-from components import mlflow_rest, spool, tracking
+from components import files, mlflow_rest, spool, tracking
 from components.config import Config
 from components.errors import UserError
 from components.layout import Layout
@@ -87,6 +88,50 @@ def test_a_server_that_does_not_know_the_run_gets_all_of_it(tmp_path: Path, mlfl
     run_id = only_run(mlflow_url, "moved")["info"]["run_id"]
     history = call(mlflow_url, "GET", f"metrics/get-history?run_id={run_id}&metric_key=train/loss")["metrics"]
     assert sorted((m["step"], m["value"]) for m in history) == [(0, 1.5), (1, 1.0)]
+
+
+@pytest.mark.parametrize("left", [0, 0.3, 0.6])
+def test_D4_a_cut_spool_goes_on_and_the_server_has_each_point_once(tmp_path: Path, mlflow_url: str, left: float):
+    layout, name = Layout(root=tmp_path, work=tmp_path / "work" / "pretrain" / "k1"), f"cut-{int(100 * left)}"
+    run = open_run(layout, name)
+    for step in range(20):
+        run.log(step, {"train/loss": step / 8, "val/loss": 3 - step / 8})
+    with run._sampling:
+        run._sample()
+    samples = run._samples
+    killed(run)
+    events = run.folder / "events.jsonl"
+    assert spool.sent(run.folder)["offset"] == events.stat().st_size
+    os.truncate(events, int(events.stat().st_size * left))
+    run = open_run(layout, name)
+    assert run._samples == samples, "a sample that the server has is not counted again"
+    for step in range(4, 40):  # from the checkpoint after step 3
+        run.log(step, {"train/loss": step / 8, "val/loss": 3 - step / 8})
+    run.finish("FINISHED")
+    assert tracking.drain(layout) == 0 and not list(layout.spool.glob("*/"))
+    assert curve_of(mlflow_url, name) == ("FINISHED", [(n, n / 8) for n in range(40)])
+    metrics = {m["key"]: m["value"] for m in only_run(mlflow_url, name)["data"]["metrics"]}
+    assert metrics["val/loss_best"] == 3 - 39 / 8
+
+
+def test_D4_a_spool_that_is_cut_under_its_training_or_after_its_death_is_still_sent(tmp_path: Path, mlflow_url: str):
+    layout = Layout(root=tmp_path, work=tmp_path / "work" / "pretrain" / "k1")
+    run = open_run(layout, "cut-alive")
+    killed(run)  # it sends nothing by itself; `drain` does
+    events = run.folder / "events.jsonl"
+    for step in range(20):
+        run.log(step, {"train/loss": step / 8})
+    assert tracking.drain(layout) == 0
+    os.truncate(events, 0)
+    run.log(20, {"train/loss": 20 / 8})  # in a file that is shorter than what was sent of it
+    assert tracking.unsent(layout) == 1 and tracking.drain(layout) == 0
+    assert curve_of(mlflow_url, "cut-alive") == ("RUNNING", [(n, n / 8) for n in range(21)])
+    events.write_bytes(spool.line_of({"t": 1, "status": "RUNNING"}))  # shorter again
+    about = files.read_sealed(run.folder / "run.json")
+    about["process"]["started"] = "another boot-1"  # another process had this pid
+    files.write_sealed(run.folder / "run.json", about)
+    assert tracking.close_dead(layout) and tracking.drain(layout) == 0
+    assert curve_of(mlflow_url, "cut-alive") == ("KILLED", [(n, n / 8) for n in range(21)])
 
 
 def test_a_chinese_experiment_branch_and_reason_arrive_as_they_are(tmp_path: Path, mlflow_url: str):
