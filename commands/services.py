@@ -31,6 +31,7 @@ def up(
     from components.errors import Busy
     from components.operations import environment, services, unclean
     from components.operations import status as now
+    from components.release import registry_page
 
     layout, began_s = Layout(), time.monotonic()
     environment.allow_no_git(layout)
@@ -39,7 +40,7 @@ def up(
     if not as_json:
         for name, url, what in _addresses(found):
             typer.echo(f"{name:<8} {url:<24} {what}")
-    done: list[str] = []
+    done = registry_page.bring_all_up_to_date(layout)
     if worker:
         environment.apply(layout, PREFECT_API_URL=found["prefect"]["api"])
         from flows import deployments, reconciler

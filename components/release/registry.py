@@ -72,7 +72,7 @@ def client(layout: Layout) -> Any:
 
 
 def registered(layout: Layout, name: str) -> dict[str, Any] | None:
-    """The registered model by one plain REST call (no mlflow import): {"aliases": {alias: version}, "tags": {…}}.
+    """The registered model by one plain REST call (no mlflow import): {"aliases": {alias: version}, "tags": {…}, "description"}.
 
     None: there is no such model. Raises UserError when the server does not answer.
     """
@@ -85,7 +85,7 @@ def registered(layout: Layout, name: str) -> dict[str, Any] | None:
         return None
     model = answer["registered_model"]
     return {"aliases": {a["alias"]: str(a["version"]) for a in model.get("aliases", [])},
-            "tags": {t["key"]: t["value"] for t in model.get("tags", [])}}
+            "tags": {t["key"]: t["value"] for t in model.get("tags", [])}, "description": model.get("description", "")}
 
 
 # --- one name, one corpus ------------------------------------------------------------------------

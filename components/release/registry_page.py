@@ -1,19 +1,29 @@
 """What MLflow's registry page says: of a model what it is, how to call it and who was champion; of a version what changed and why its gate decided so.
 
-Rewritten at each release, so the server's address in it is the present one. Text that others wrote is escaped (J12).
+Rewritten at each release, so the server's address in it is the present one; who is champion, at a rollback and `lmworks up`
+too. Text that others wrote is escaped (J12).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from typing import Any
 
+from components import mlflow_rest
 from components.config import Config
+from components.errors import UserError
+from components.layout import Layout
 from components.markdown import code, escape, table
-from components.release import calling, card, changes, gates, history, promotion
+from components.release import calling, card, changes, gates, history, promotion, registry
 from components.release.lineage import Subject
 
 MAX_CHARS = 5000  # what MLflow's column for a description takes
+# how the paragraph that `standing` wrote begins, and what `history.page` wrote: found again whatever version they name, and whatever others wrote around them
+STANDING = re.compile(r"^\*\*(?:Version \d+ is the champion\.|There is no champion yet|Not gated: |The alias champion )[^\n]*$", re.MULTILINE)
+MOVES = re.compile(r"(?<=^## Who was champion\n\n)(?:No version was champion yet\.|\| When [^\n]*(?:\n\|[^\n]*)*(?:\n\n\d+ earlier moves stand in [^\n]*)?)",
+                   re.MULTILINE)
 
 
 def fitted(parts: list[str], *, limit: int = MAX_CHARS) -> str:
@@ -85,13 +95,38 @@ def write(client: Any, subject: Subject, config: Config, contract: dict[str, Any
         client.update_registered_model(subject.name, text)
 
 
-def moved(client: Any, name: str, before: dict[str, Any]) -> None:
-    """The champion was moved without a release: who is champion, and the history, are told anew; the rest stays as it is.
+def bring_up_to_date(layout: Layout, name: str) -> bool:
+    """Tell anew who is champion, and the history, where the champion was moved without a release; whether the page was changed.
 
-    `before`: the model as it was. A text that somebody changed there is left alone.
+    The rest stays as it is, notes of others among it. Raises UserError and mlflow_rest.Unreachable when the server does not answer.
     """
-    after = promotion.model_of(client, name)
-    old = client.get_registered_model(name).description or ""
-    text = old.replace(standing(name, before), standing(name, after)).replace(history.page(before), history.page(after))
-    if old != text and len(text) <= MAX_CHARS:
-        client.update_registered_model(name, text)
+    model = registry.registered(layout, name)
+    if model is None or is_current(name, model):
+        return False
+    text = anew(name, model)
+    if len(text) <= MAX_CHARS:
+        mlflow_rest.call(registry.address(layout), "PATCH", "registered-models/update", {"name": name, "description": text})
+    return len(text) <= MAX_CHARS
+
+
+def bring_all_up_to_date(layout: Layout) -> list[str]:
+    """The same for every model that lmworks registered; what was done, in words. No model and no server are no error."""
+    done = []
+    with contextlib.suppress(UserError, mlflow_rest.Unreachable):  # the pages wait for the next time
+        found = mlflow_rest.call(registry.address(layout), "GET", "registered-models/search?max_results=200") or {}
+        for name in sorted(model["name"] for model in found.get("registered_models", [])
+                           if any(tag["key"] == registry.CORPUS for tag in model.get("tags", []))):
+            if bring_up_to_date(layout, name):
+                done.append(f"MLflow: the page of {name} says again who is champion")
+    return done
+
+
+def is_current(name: str, model: dict[str, Any]) -> bool:
+    """Whether its page says who is champion (`model`: as `registry.registered` gives it). A page that says nothing of it says nothing wrong."""
+    return anew(name, model) == model["description"]
+
+
+def anew(name: str, model: dict[str, Any]) -> str:
+    """The page's text with the first paragraph that says who is champion, and the table of moves, as they are now."""
+    text = STANDING.sub(lambda _: standing(name, model), model["description"], count=1)
+    return MOVES.sub(lambda _: history.page(model), text, count=1)

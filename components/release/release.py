@@ -255,6 +255,8 @@ def receipt_current(config: Config, layout: Layout) -> bool:
             model = registry.registered(layout, subject.name)
             if model is None or model["aliases"].get("candidate") != mine["version"] or model["aliases"].get("champion") != mine["champion_version"]:
                 return False
+            if not registry_page.is_current(subject.name, model):
+                return False  # moved by hand, seen by `lmworks up`, and moved back
             if mlflow_rest.call(registry.address(layout), "GET", f"logged-models/{mine['model_id']}") is None:
                 return False  # somebody deleted it in the page: nothing of ours loads the version any more
             run = mlflow_rest.call(registry.address(layout), "GET", f"runs/get?run_id={mine['run_id']}")

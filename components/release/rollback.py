@@ -83,7 +83,7 @@ def _roll_back(client: Any, layout: Layout, name: str, to: str | None, why: str)
             if error.error_code == "RESOURCE_DOES_NOT_EXIST" and promotion.version_of(client, name, number) is None:
                 raise promotion.deleted(name, number) from None
             raise
-    registry_page.moved(client, name, before)
+    registry_page.bring_up_to_date(layout, name)
     return Rollback(name=name, left=champion, to=number, why=said, who=promotion.user(), skipped=skipped, brought_back=brought_back)
 
 

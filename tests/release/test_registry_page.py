@@ -10,7 +10,7 @@ import pytest
 
 from components import config as settings
 from components import files
-from components.release import contract, history, registry
+from components.release import contract, history, registry, registry_page, rollback
 from components.release import release as releasing
 
 pytestmark = pytest.mark.code
@@ -119,6 +119,47 @@ def test_H2_moved_by_hand_is_shown_and_the_next_promotion_goes_on(paged):
     moves = registry.history(registry.registered(layout, NAME))
     assert [(move["from"], move["to"]) for move in moves] == [(None, "1"), ("1", "2"), ("2", "2"), ("2", "1"), ("1", "2")]
     assert ["by hand" in move["why"] for move in moves] == [False, True, False, True, False]
+
+
+def test_H2_what_a_hand_moved_stands_on_the_page_after_up_and_after_a_rollback(paged):
+    layout, client, _ = paged
+
+    def page() -> str:
+        return client.get_registered_model(NAME).description
+
+    config = settings.load(layout.params)
+    assert releasing.receipt_current(config, layout) and registry_page.bring_all_up_to_date(layout) == []
+    client.update_registered_model(NAME, page().replace("## How to call it", "Ask **Ann** first. $5 \\1\n\n## How to call it"))
+    client.set_registered_model_alias(NAME, "champion", "1")
+    assert registry_page.bring_all_up_to_date(layout) == [f"MLflow: the page of {NAME} says again who is champion"]  # lmworks up
+    assert "**Not gated: the alias champion was moved by hand to version 1; " in page() and "is the champion" not in page()
+    client.set_registered_model_alias(NAME, "champion", "2")
+    assert not releasing.receipt_current(config, layout), "the aliases are those of the receipt again, the page is not"
+    assert registry_page.bring_up_to_date(layout, NAME) and "**Version 2 is the champion.**" in page()
+
+    client.set_registered_model_alias(NAME, "champion", "1")
+    assert rollback.roll_back(layout, NAME, to="2", why="a hand slipped").to == "2"
+    assert "**Version 2 is the champion.**" in page() and "a hand slipped" in page() and "Version 1 is" not in page() and page().count("| When |") == 1
+    client.set_registered_model_alias(NAME, "champion", "1")
+    assert not releasing.receipt_current(config, layout)  # so lmworks run goes on to the release, which writes the page anew
+    assert "Ask **Ann** first. $5 \\1\n" in page()
+    released(layout, **{"gates.allow_contract_break": ["context"]})
+    assert "**Version 2 is the champion.**" in page() and releasing.receipt_current(config, layout)
+
+
+def test_who_is_champion_is_found_on_the_page_however_it_was_told():
+    moves = {f"{history.HISTORY}{n:06d}": json.dumps({"from": str(n - 1) if n > 1 else None, "to": str(n), "why": "passed | all"}) for n in range(1, 14)}
+    tags = moves | {history.DONE: "13"}
+    told = [{"aliases": aliases, "tags": found} for found in ({}, tags) for aliases in (
+        {}, {"candidate": "1"}, {"champion": "13"}, {"champion": "13", "candidate": "14"}, {"champion": "2"})]
+
+    def text_of(model) -> str:
+        return f"What it is.\n\n{registry_page.standing(NAME, model)}\n\n## Who was champion\n\n{history.page(model)}\n\nA note: **Version 9 is the champion.**"
+
+    for before in told:
+        for after in told:
+            assert registry_page.anew(NAME, after | {"description": text_of(before)}) == text_of(after)
+    assert registry_page.is_current(NAME, told[0] | {"description": "somebody's own words"})
 
 
 def test_G_deleted_versions_and_a_deleted_model_leave_history_and_releases_whole(paged):
