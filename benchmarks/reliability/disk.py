@@ -3,8 +3,8 @@
 Named: FAILPOINTS lets one write find no space; the stage, the release or the command must end with "no space in …", leave every published
 folder as it was, and do its work when it is called again. At random moments: the whole checkout, servers included, lies on a small disk of its own
 (a tmpfs in a mount namespace: no root is needed), a neighbour fills it to the last byte while `lmworks run` works, and
-takes its file away when the run has ended; then the same command goes on, until the next time. What comes out at the end must be
-what a run that nobody disturbed made: the same dvc.lock, the same bytes.
+takes its file away when the run has ended; then the same command is called once more and must go on to the end. What comes out
+must be what a run that nobody disturbed made: the same dvc.lock, the same bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from components.layout import ROOT, Layout
 from components.operations import databases
 
 GOAL = "Disk full at each write: a clear message each time, 0 good files damaged, goes on when space is back"
-COUNT = 60
 SIZE_MB = 700  # of the disk: two checkouts with their servers
 RUN_LIMIT_S = 900  # a busy machine needs minutes for what a quiet one does in 50 s
 LATEST_S = 45  # after the start of a run the disk is full: a whole `smoke` chain takes about as long
@@ -65,8 +64,11 @@ def named() -> list[Case]:
     return cases
 
 
+COUNT = len(named()) + 26  # each named write, then moments
+
+
 def measure(count: int, seed: int) -> dict[str, Any]:
-    """Half of the cases named, as far as there are so many, the rest at random moments of a chain."""
+    """Each named write once, the rest at random moments of a chain; of a smaller count each has its share."""
     with tempfile.TemporaryDirectory() as scratch:
         disk = Path(scratch) / "disk"
         disk.mkdir()
@@ -162,8 +164,8 @@ class Neighbour(threading.Thread):
             while not self.left.is_set():
                 try:
                     f.write(block)
-                    self.filled = True
                 except OSError:  # full; what others free is taken again
+                    self.filled = True
                     block = block[: max(4096, len(block) // 2)]
                     time.sleep(0.02)
 
@@ -174,30 +176,25 @@ class Neighbour(threading.Thread):
 
 
 def moments(root: Path, count: int, pick: random.Random, reference: dict[str, str], lock: str) -> list[dict[str, Any]]:
-    """A chain from nothing that finds its disk full `count` times, each time at a moment of its own."""
+    """`count` chains from nothing that find their disk full, each at a moment of its own, and are called again when there is space."""
     rows: list[dict[str, Any]] = []
-    tries = 0
-    while sum(row["kind"] == "moment" for row in rows) < count and tries < 3 * count:
-        tries += 1
+    for _ in range(3 * count):
+        if sum(row["kind"] == "moment" for row in rows) == count:
+            break
         neighbour = Neighbour(root.parent, pick.uniform(1, LATEST_S))
         neighbour.start()
         code, said = call(root, "commands", "run")
-        full = neighbour.filled
         neighbour.leave()
-        if not full:  # it was over before
-            if code:
-                rows.append({"kind": "undisturbed", "said": last(said), "same": False, "damaged": damaged(root)})
-            fresh(root)
-            continue
-        rows.append({"kind": "moment", "what": f"after {neighbour.after_s:.1f} s", "exit_code": code, "said": last(said), "damaged": damaged(root),
-                     "clear": "Traceback" not in said and (code == 0 or (code > 0 and NO_SPACE in said)), "went_on": True})
-        if code == 0:
-            fresh(root)
-    code, said = call(root, "commands", "run")
-    same = code == 0 and outs(root) == reference and files.sha256_file(root / "dvc.lock") == lock
-    rows.append({"kind": "end", "exit_code": code, "said": last(said), "same": same, "damaged": damaged(root)})
-    if code and rows[:-1]:
-        rows[-2]["went_on"] = False
+        row: dict[str, Any] = {"kind": "moment", "what": f"after {neighbour.after_s:.1f} s", "exit_code": code, "said": last(said), "damaged": damaged(root),
+                               "clear": "Traceback" not in said and (code == 0 or (code > 0 and NO_SPACE in said))}
+        if neighbour.filled:
+            again, words = call(root, "commands", "run")
+            row |= {"went_on": again == 0, "again": last(words) if again else None, "damaged": [*row["damaged"], *damaged(root)]}
+        else:  # it was over before
+            again, row = code, {"kind": "undisturbed", "said": row["said"], "damaged": row["damaged"]}
+        rows.append(row | {"same": again == 0 and outs(root) == reference and files.sha256_file(root / "dvc.lock") == lock})
+        tell(rows[-1])
+        fresh(root)
     return rows
 
 
@@ -213,8 +210,7 @@ def inside(disk: Path, count: int, seed: int) -> list[dict[str, Any]]:
     """All rows. Both checkouts lie on the small disk."""
     pick = random.Random(seed)
     cases = named()
-    pick.shuffle(cases)
-    cases = cases[: max(1, count // 2)]
+    cases = pick.sample(cases, min(len(cases), max(1, count * len(cases) // COUNT)))
     roots = [workspace.clone(disk / name) for name in ("finished", "walked")]
     rows: list[dict[str, Any]] = []
     try:
@@ -228,10 +224,7 @@ def inside(disk: Path, count: int, seed: int) -> list[dict[str, Any]]:
             rows.append(one_write(roots[0], case, reference))
             tell(rows[-1])
         call(roots[0], "commands", "down", "--force")
-        more = count - len(cases)
-        for row in moments(roots[1], more, pick, reference, lock) if more else []:
-            rows.append(row)
-            tell(row)
+        rows += moments(roots[1], count - len(cases), pick, reference, lock)
     finally:
         for root in roots:
             call(root, "commands", "down", "--force")
