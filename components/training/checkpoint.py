@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,17 +87,17 @@ class Checkpoints:
     def restore(self, model: torch.nn.Module, optimizers: Optimizers) -> dict[str, Any] | None:
         """Load the newest checkpoint that verifies into both. Returns its state.json, or None if there is none.
 
-        A damaged one is named and removed, and the one before it is tried.
+        A damaged one is named and removed, and the one before it is tried. One that the disk does not read just now stays: raises
+        UserError, or OSError where trying again can help.
         """
-        for path in reversed(self.found()):
+        left = self.found()
+        while left:
+            path = left.pop()
             try:
-                files.verify_manifest(path)
-                state = files.read_json(path / "state.json")
-                if state["format"] != FORMAT or state["key"] != self.key:
-                    raise Damaged(f"{path} belongs to other settings or another format")
-                model_tensors, optimizer_tensors = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
-            except (Damaged, OSError, SafetensorError, KeyError) as error:
-                say(f"checkpoint {path.name} cannot be used: {error}. Going back to the one before it")
+                state, model_tensors, optimizer_tensors = self._load(path)
+            except Damaged as error:
+                then = "Going back to the one before it" if left else "No other is left: training starts at step 0 again"
+                say(f"checkpoint {path.name} cannot be used: {error}. {then}")
                 shutil.rmtree(path, ignore_errors=True)
                 continue
             with torch.no_grad():
@@ -105,6 +106,28 @@ class Checkpoints:
             optimizers.restore(optimizer_tensors)
             return state
         return None
+
+    def _load(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        """state.json and the tensors of one checkpoint. Raises Damaged for bytes that are wrong or missing; what `_unreadable` says for
+        a disk that does not give them."""
+        try:
+            files.verify_manifest(path)
+            state = files.read_json(path / "state.json")
+            if state["format"] != FORMAT or state["key"] != self.key:
+                raise Damaged(f"{path} belongs to other settings or another format")
+            return state, load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+        except (OSError, SafetensorError, KeyError) as error:
+            if isinstance(error, OSError) or storage.number(error) is not None:
+                raise _unreadable(path, error) from error
+            raise Damaged(f"{path} holds no checkpoint ({type(error).__name__}: {error})") from error
+
+
+def _unreadable(path: Path, error: Exception) -> Exception:
+    """The error to raise for a checkpoint that may be whole: without a word of it, hours of training would be done again."""
+    code = storage.number(error)
+    if code in storage.BROKEN:
+        return OSError(code, os.strerror(code), str(path))  # no UserError: a network drive comes back
+    return UserError(f"cannot read the checkpoint {path}: {storage.said(error, path) or f'{error}. Mend that, then run again'}: it stays, and training goes on from it")
 
 
 def _size(tensors: dict[str, Tensor]) -> int:

@@ -1,5 +1,6 @@
 """Killed at any time, resumed bit for bit; stopped politely; never a step on a loss that is not finite."""
 
+import errno
 import itertools
 import os
 import signal
@@ -13,7 +14,7 @@ import tiny_training
 import torch
 from tiny_training import ACCUMULATION, STEPS, train, weights
 
-from components import files
+from components import files, storage
 from components.errors import UserError
 from components.reporting import stop
 from components.training import checkpoint, loop, threads
@@ -147,6 +148,47 @@ def test_C3_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_pa
     said = capsys.readouterr().err
     assert "step-00000012 cannot be used" in said
     assert "is damaged: sha256" in said
+
+
+def test_D6_D8_a_checkpoint_that_the_disk_does_not_read_stays_and_training_waits_for_it(tmp_path, uninterrupted):
+    ended(tmp_path, 2 * 13 + 1, interrupt)
+    found = Checkpoints(tmp_path, "key").found()
+    weights_file = found[-1] / "model.safetensors"
+    weights_file.rename(tmp_path / "aside")
+    weights_file.symlink_to("/proc/self/mem")  # its first byte is EIO, on any machine
+    with pytest.raises(OSError, match="Input/output error: .*step-00000012") as told:
+        train(tmp_path)
+    assert "does not read or write any more" in storage.said(told.value, tmp_path) and Checkpoints(tmp_path, "key").found() == found
+    weights_file.unlink()
+    (tmp_path / "aside").rename(weights_file)
+    model, curve = train(tmp_path)
+    assert weights(model) == uninterrupted[0] and curve == uninterrupted[1]
+
+
+@pytest.mark.parametrize(("code", "kind", "words"), [
+    (errno.EMFILE, UserError, "cannot read the checkpoint .*too many open files.*it stays"), (errno.EACCES, UserError, "no permission for .*it stays"),
+    (errno.ESTALE, OSError, "step-00000012"), (errno.ENOENT, UserError, "cannot read the checkpoint .*it stays")])
+def test_D6_D7_no_error_of_the_disk_removes_a_checkpoint(tmp_path, monkeypatch, code, kind, words):
+    ended(tmp_path, 2 * 13 + 1, interrupt)
+    found = Checkpoints(tmp_path, "key").found()
+
+    def fails(path):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(checkpoint.files, "sha256_file", fails)
+    with pytest.raises(kind, match=words):
+        train(tmp_path)
+    assert len(found) == 2 and Checkpoints(tmp_path, "key").found() == found
+
+
+def test_C3_when_no_checkpoint_is_whole_training_says_that_it_starts_again(tmp_path, uninterrupted, capsys):
+    ended(tmp_path, 2 * 13 + 1, interrupt)
+    for found in Checkpoints(tmp_path, "key").found():
+        (found / "model.safetensors").unlink()
+    assert weights(train(tmp_path)[0]) == uninterrupted[0]
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("Going back to the one before it") == 1 and "step-00000008 cannot be used" in said
+    assert said.count("No other is left: training starts at step 0 again") == 1
 
 
 def test_C3_a_kill_while_writing_leaves_the_checkpoints_before_it(tmp_path, monkeypatch, uninterrupted):
