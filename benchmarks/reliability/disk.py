@@ -145,7 +145,7 @@ def one_write(root: Path, case: Case, reference: dict[str, str]) -> dict[str, An
     row["clear"] = row["hit"] and "Traceback" not in said and (code == 0 if case.continues else code > 0 and NO_SPACE in said)
     again, words = call(root, *case.command)
     row["went_on"] = again == 0
-    row["same"] = outs(root) == reference
+    row["same"] = not row["damaged"] and outs(root) == reference
     return row if again == 0 else row | {"again": last(words)}
 
 
@@ -192,7 +192,7 @@ def moments(root: Path, count: int, pick: random.Random, reference: dict[str, st
             row |= {"went_on": again == 0, "again": last(words) if again else None, "damaged": [*row["damaged"], *damaged(root)]}
         else:  # it was over before
             again, row = code, {"kind": "undisturbed", "said": row["said"], "damaged": row["damaged"]}
-        rows.append(row | {"same": again == 0 and outs(root) == reference and files.sha256_file(root / "dvc.lock") == lock})
+        rows.append(row | {"same": again == 0 and not row["damaged"] and outs(root) == reference and files.sha256_file(root / "dvc.lock") == lock})
         tell(rows[-1])
         fresh(root)
     return rows

@@ -1,12 +1,14 @@
 """Both servers away for a minute in a real training: what that costs a step, and whether each point arrives once.
 
 A training with the servers away and one without, by turns. The servers stand behind proxies that refuse, hang, answer 500 or cut
-each answer. Times are those of the training's own points (tokens a second), of the same window in both.
+each answer. A step's time is the mean over the window: from the last point before it to the first one after it, by the
+training's own clock, so that one long stall counts as much as many short ones.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import random
 import statistics
@@ -109,7 +111,7 @@ def _history(url: str, run_id: str, key: str) -> list[dict[str, Any]]:
 
 def _points(bench: Bench, began_ms: int) -> dict[str, Any]:
     """The newest run as MLflow has it, held against its published curve."""
-    url, training = bench.mlflow.url, settings.load(bench.layout.params).training
+    url = bench.mlflow.url
     experiment = mlflow_rest.call(url, "GET", "experiments/get-by-name?experiment_name=smoke")["experiment"]["experiment_id"]
     run = mlflow_rest.call(url, "POST", "runs/search", {"experiment_ids": [experiment], "order_by": ["attributes.start_time DESC"], "max_results": 1})["runs"][0]
     losses = _history(url, run["info"]["run_id"], "train/loss")
@@ -117,15 +119,21 @@ def _points(bench: Bench, began_ms: int) -> dict[str, Any]:
     rows = csv.DictReader(published.read_text().splitlines()) if published.exists() else []
     curve = {int(row["step"]): float(row["train/loss"]) for row in rows}
     times = Counter(int(point["step"]) for point in losses)
-    speeds = [point for point in _history(url, run["info"]["run_id"], "train/tokens_per_s") if began_ms <= int(point["timestamp"]) < began_ms + AWAY_S * 1000]
-    tokens = training.rows * training.row_tokens * training.accumulation
-    step_s = [tokens / float(point["value"]) for point in sorted(speeds, key=lambda point: int(point["step"]))]
-    stamps = sorted(int(point["timestamp"]) for point in speeds)
     return {"status": run["info"]["status"], "points": len(curve), "lost": len(curve.keys() - times.keys()), "doubled": sum(n - 1 for n in times.values()),
-            "wrong": sum(curve.get(int(point["step"])) != float(point["value"]) for point in losses), "points_in_window": len(step_s),
-            "step_s": statistics.median(step_s) if step_s else None, "slowest_step_s": max(step_s, default=None),
-            "longest_without_a_point_s": max(((b - a) / 1000 for a, b in zip(stamps, stamps[1:], strict=False)), default=None),
-            "window_whole": bool(stamps) and max(int(point["timestamp"]) for point in losses) >= began_ms + AWAY_S * 1000}
+            "wrong": sum(curve.get(int(point["step"])) != float(point["value"]) for point in losses),
+            **of_window([(int(point["step"]), int(point["timestamp"])) for point in losses], began_ms, began_ms + AWAY_S * 1000)}
+
+
+def of_window(points: list[tuple[int, int]], began_ms: int, ended_ms: int) -> dict[str, Any]:
+    """{"step_s": the mean time of a step, "longest_without_a_point_s"} of points (step, ms), over a window; None both where they do not span it."""
+    points = sorted(points)
+    first = max((number for number, (_, at_ms) in enumerate(points) if at_ms <= began_ms), default=None)
+    last = min((number for number, (_, at_ms) in enumerate(points) if at_ms >= ended_ms), default=None)
+    if first is None or last is None:
+        return {"step_s": None, "longest_without_a_point_s": None}
+    inside = points[first:last + 1]
+    return {"step_s": (inside[-1][1] - inside[0][1]) / 1000 / (inside[-1][0] - inside[0][0]),
+            "longest_without_a_point_s": max(later - earlier for (_, earlier), (_, later) in itertools.pairwise(inside)) / 1000}
 
 
 def left_open(bench: Bench) -> int:
@@ -142,7 +150,7 @@ def left_open(bench: Bench) -> int:
 def pair(bench: Bench, number: int, steps: int, kind: str, disturbed_first: bool) -> dict[str, Any]:
     kinds = (kind, None) if disturbed_first else (None, kind)
     runs = {away: train(bench, 2 * number + turn, steps, away) for turn, away in enumerate(kinds)}
-    whole = all(run["step_s"] and run["window_whole"] for run in runs.values())
+    whole = all(run["step_s"] for run in runs.values())
     slower = runs[kind]["step_s"] / runs[None]["step_s"] - 1 if whole else None
     return {"kind": kind, "disturbed_first": disturbed_first, "slower": slower, "away": runs[kind], "there": runs[None]}
 
@@ -195,6 +203,8 @@ def _told(repeats: list[dict[str, Any]], open_runs: int) -> dict[str, Any]:
         "trainings": len(trainings), "away_s": AWAY_S, "points": sum(run["points"] for run in trainings), "runs_left_open": open_runs,
         "failed": sum(1 for run in trainings if run["exit_code"] or run["status"] != "FINISHED"), "not_comparable": len(repeats) - len(slower)}
     counts |= {key: sum(run[key] for run in trainings) for key in ("lost", "doubled", "wrong")}
+    for turn in ("away", "there"):
+        counts[f"longest_without_a_point_{turn}_s"] = max((row[turn]["longest_without_a_point_s"] or 0 for row in repeats), default=0)
     reached = interval(slower) if slower else None
     if reached:
         counts |= {"step_slower_percent": round(100 * reached["mean"], 2), "low_percent": round(100 * reached["low"], 2), "high_percent": round(100 * reached["high"], 2)}
