@@ -14,7 +14,7 @@ from commands import display, tables
 from components import chain, files
 from components.config import Config
 from components.layout import Layout
-from components.release import calling, evidence
+from components.release import calling, evidence, lineage
 
 STYLES = {"Promoted": "bold green", "Nothing changed": "bold green", "Ready": "bold green", "Healed": "bold green", "Partly promoted": "bold yellow", "Not promoted": "bold yellow", "Skipped": "bold yellow"}
 MAX_SAMPLE_CHARS = 300
@@ -101,15 +101,16 @@ def next_commands(config: Config, layout: Layout, result: Any) -> list[tuple[str
     champions = [d["name"] for d in told if d["champion_version"]]
     bin_ = ".venv/bin/"
     lines = []
-    prompt = shlex.quote(calling.example_prompt(config.name, files.read_json(layout.evaluation / "evaluation.json")["language_modelling"]))
+    # as their pages say it
+    prompts = {subject.name: shlex.quote(calling.example_prompt(subject.name, subject.languages)) for subject in lineage.subjects(config, layout)}
     if config.name in champions:
-        lines.append((f"{bin_}lmworks generate {prompt} --max-new-tokens 40", "ask the champion"))
-    if f"{config.name}-instruct" in champions:
-        lines.append((f"{bin_}lmworks generate --instruct {shlex.quote('你好')}", "ask the fine-tuned champion"))
+        lines.append((f"{bin_}lmworks generate {prompts[config.name]} --max-new-tokens 40", "ask the champion"))
+    if (instruct_name := f"{config.name}-instruct") in champions:
+        lines.append((f"{bin_}lmworks generate --instruct {prompts[instruct_name]}", "ask the fine-tuned champion"))
     for d in told:
         if not d["champion_version"]:
             instruct = "--instruct " if d["name"].endswith("-instruct") else ""
-            lines.append((f"{bin_}lmworks generate {instruct}{shlex.quote('你好') if instruct else prompt} --version {d['version']}",
+            lines.append((f"{bin_}lmworks generate {instruct}{prompts[d['name']]} --version {d['version']}",
                           f"ask {d['name']} all the same, though its gate said no"))
     if any(d["champion_version"] not in (None, d["version"]) for d in told if d["name"] == config.name):
         lines.append((f"{bin_}lmworks diff champion candidate", "what changed against the champion"))

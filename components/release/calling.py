@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
+
+PROMPTS = {"base": {"en": "The king", "zh": "这里的"}, "instruct": {"en": "What is the default of axis?", "zh": "你好"}}
 
 
-def example_prompt(name: str, languages: Collection[str]) -> str:
-    """Something that the model has seen the like of, in a language of its texts."""
-    english = "en" in languages or "zh" not in languages
-    if name.endswith("-instruct"):
-        return "What is the default of axis?" if english else "你好"
-    return "The king" if english else "这里的"
+def example_prompt(name: str, languages: Sequence[str]) -> str:
+    """Something that the model has seen the like of, in the first of its languages that there is one for: they are in order, the one with
+    most text first (a line of Latin letters makes no English model)."""
+    known = PROMPTS["instruct" if name.endswith("-instruct") else "base"]
+    return known[next((code for code in languages if code in known), "en")]
 
 
 def serve_line(url: str, name: str, *, inside: bool = False, port: int = 5330) -> str:
@@ -20,14 +21,14 @@ def serve_line(url: str, name: str, *, inside: bool = False, port: int = 5330) -
             f"-h 127.0.0.1 -p {port}")
 
 
-def ask_line(name: str, languages: Collection[str], *, port: int = 5330) -> str:
+def ask_line(name: str, languages: Sequence[str], *, port: int = 5330) -> str:
     """The whole line that asks what `serve_line` serves."""
     prompt = example_prompt(name, languages)
     return (f"curl -s http://127.0.0.1:{port}/invocations -H 'Content-Type: application/json' "
             f"-d '{{\"inputs\": [\"{prompt}\"], \"params\": {{\"max_new_tokens\": 40, \"seed\": 1}}}}'")
 
 
-def usage(name: str, languages: Collection[str], tracking_uri: str, uri: str) -> str:
+def usage(name: str, languages: Sequence[str], tracking_uri: str, uri: str) -> str:
     """How to call it, in Markdown: from Python, as a server, with curl."""
     prompt = example_prompt(name, languages)
     return f"""```python

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Subject:
     out: Path  # the published folder: model/, metrics.json, training.json
     weights_sha256: str
     evaluation_sha256: str
-    languages: tuple[str, ...]  # of the texts that it was trained on
+    languages: tuple[str, ...]  # of what it was trained on, the one with most of it first
 
     @property
     def stage(self) -> str:
@@ -66,13 +67,27 @@ def weights_of(out: Path) -> str:
 def subjects(config: Config, layout: Layout) -> list[Subject]:
     """The models of this configuration, in the order of release. Raises Damaged when an out is not published."""
     evaluation = files.read_manifest(layout.evaluation)["files"]["evaluation.json"]["sha256"]
-    languages = tuple(sorted(files.read_json(layout.tokens / "index.json")["splits"].get("train") or {}))
-    instruct = Subject(name=f"{config.name}-instruct", kind="instruct", out=layout.finetuned,
-                       weights_sha256=weights_of(layout.finetuned), evaluation_sha256=evaluation, languages=languages)
+    of_texts = languages_of_texts(layout)
+    instruct = Subject(name=f"{config.name}-instruct", kind="instruct", out=layout.finetuned, weights_sha256=weights_of(layout.finetuned),
+                       evaluation_sha256=evaluation, languages=languages_of_records(layout) or of_texts)
     if config.corpus.base != "none":
         return [instruct]  # an imported base is somebody else's model
     return [Subject(name=config.name, kind="base", out=layout.pretrained, weights_sha256=weights_of(layout.pretrained),
-                    evaluation_sha256=evaluation, languages=languages), instruct]
+                    evaluation_sha256=evaluation, languages=of_texts), instruct]
+
+
+def languages_of_texts(layout: Layout) -> tuple[str, ...]:
+    """Of the training texts, the one with most tokens first."""
+    counts = files.read_json(layout.tokens / "index.json")["splits"].get("train") or {}
+    return tuple(sorted(counts, key=lambda code: (-counts[code]["tokens"], code)))
+
+
+def languages_of_records(layout: Layout) -> tuple[str, ...]:
+    """Of the application records, the one with most of them first: counted where they are judged, which are drawn as those of training are."""
+    counts: Counter[str] = Counter()
+    for found in files.read_json(layout.evaluation / "evaluation.json")["applications"].values():
+        counts.update({code: figures["records"] for code, figures in found.items()})
+    return tuple(sorted(counts, key=lambda code: (-counts[code], code)))
 
 
 def source_digests(layout: Layout) -> dict[str, str]:
@@ -147,7 +162,7 @@ def training_run(client: Any, experiment: str, subject: Subject, config: Config,
 
 def _stand_in(client: Any, experiment: str, subject: Subject, config: Config, layout: Layout, why: str) -> str:
     parameters = subject.training.get("parameters")
-    languages = list(subject.languages)
+    languages = sorted(subject.languages)  # as the training tags its run
     name = tracking.run_name(subject.stage, config, parameters, languages) if parameters else f"{subject.stage} {subject.weights_sha256[:8]}"
     known = {
         WEIGHTS: subject.weights_sha256, "lmworks.stage": subject.stage, "lmworks.restored": "true", "lmworks.name": config.name,

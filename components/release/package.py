@@ -15,7 +15,7 @@ from typing import Any
 from components import files
 from components.errors import Damaged
 from components.layout import Layout
-from components.release import contract, registry
+from components.release import calling, contract, registry
 from components.release.lineage import Subject
 from components.release.loader import MODEL_FILE
 
@@ -30,7 +30,8 @@ def example(subject: Subject) -> tuple[list[str], dict[str, Any]]:
     """A request with every param; MLflow reads their types and defaults from it."""
     config = files.read_json(subject.out / "model" / "config.json")
     context = config.get("max_position_embeddings") or config.get("n_positions") or 2 * MAX_NEW_TOKENS
-    return (["Hello"], {"max_new_tokens": min(MAX_NEW_TOKENS, context // 2), "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0, "about": False})
+    return ([calling.example_prompt(subject.name, subject.languages)], {
+        "max_new_tokens": min(MAX_NEW_TOKENS, context // 2), "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0, "about": False})
 
 
 @contextlib.contextmanager
