@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import reprlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -79,9 +80,41 @@ def _job_template() -> dict[str, Any]:
     return ProcessWorker.get_default_base_job_template()
 
 
+MEND = "Mend it, or bring it back (git checkout -- prefect.yaml); then: lmworks up"
+SHAPE = {"pull": [dict], "deployments": [{
+    "name": str, "entrypoint": str, "description": str, "tags": [str], "work_pool": {"name": str},
+    "concurrency_limit": {"limit": int, "collision_strategy": str}, "schedules": [{"cron": str, "timezone": str, "active": bool, "slug": str}]}]}
+
+
 def _entries(layout: Layout) -> list[dict[str, Any]]:
-    tree = files.load_yaml(layout.root / "prefect.yaml")
-    return [{"pull": tree.get("pull"), **entry} for entry in tree["deployments"]]
+    """The deployments of prefect.yaml, each with what all of them share. Raises UserError for another shape."""
+    path = layout.root / "prefect.yaml"
+    tree = files.load_yaml(path)
+    if wrong := _misfit(tree, SHAPE, ""):
+        raise UserError(f"{path}: {wrong}. {MEND}")
+    return [{"pull": tree["pull"], **entry} for entry in tree["deployments"]]
+
+
+def _misfit(found: Any, wanted: Any, where: str) -> str | None:
+    """The first place where `found` has not the shape of `wanted`, in words; keys more than are wanted are none."""
+    kind = wanted if isinstance(wanted, type) else type(wanted)
+    if not isinstance(found, kind):
+        return f"{where.strip('.') or 'the file'} is {reprlib.repr(found)}, {kind.__name__} was expected"
+    if isinstance(wanted, list):
+        return next((wrong for number, one in enumerate(found) if (wrong := _misfit(one, wanted[0], f"{where}[{number}]"))), None)
+    if isinstance(wanted, dict):
+        return next((wrong for key, one in wanted.items() if (wrong := _misfit(found.get(key), one, f"{where}.{key}"))), None)
+    return None
+
+
+def _flow_at(entrypoint: str, layout: Layout) -> Any:
+    """Raises UserError where none is there."""
+    path, _, function = entrypoint.partition(":")
+    there = path.startswith("flows/") and path.endswith(".py") and (layout.root / path).is_file()
+    flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), function, None) if there else None
+    if flow is None:
+        raise UserError(f"{layout.root / 'prefect.yaml'}: no flow is at the entrypoint {entrypoint}. {MEND}")
+    return flow
 
 
 def _schema(flow: Any, layout: Layout) -> dict[str, Any]:
@@ -102,9 +135,8 @@ def _schema(flow: Any, layout: Layout) -> dict[str, Any]:
 
 
 def _register(api: rest.Prefect, entry: dict[str, Any], layout: Layout) -> tuple[str, str]:
-    """(FLOW/DEPLOYMENT, its id)."""
-    path, _, function = entry["entrypoint"].partition(":")
-    flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), function)
+    """(FLOW/DEPLOYMENT, its id). Raises UserError."""
+    flow = _flow_at(entry["entrypoint"], layout)
     flow_id = api.send("/flows/", {"name": flow.name})["id"]
     active = _active_schedules(api, flow.name, entry["name"])
     made = api.send("/deployments/", {

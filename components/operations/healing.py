@@ -121,19 +121,30 @@ def md5_of(path: Path, target: Path | None = None) -> str | None:
     return digest.hexdigest()
 
 
-def _dvc_config(layout: Layout) -> configparser.ConfigParser:
+CONFIGS = {"config": "git checkout -- .dvc/config", "config.local": "mend it, or remove it where DVC needs no settings of this machine"}
+
+
+def dvc_config(layout: Layout) -> configparser.ConfigParser:
+    """DVC's settings of this checkout. Raises Damaged for a file that is none."""
     config = configparser.ConfigParser(interpolation=None)
-    config.read([layout.root / ".dvc" / name for name in ("config", "config.local")])
+    for name, mend in CONFIGS.items():
+        path = layout.root / ".dvc" / name
+        try:
+            config.read(path, encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise Damaged(f"{path} cannot be read as DVC's settings: {' '.join(str(error).split())}. Mend it: {mend}") from error
     return config
 
 
 def objects_folder(layout: Layout) -> Path:
-    """Where DVC keeps its objects: the setting cache.dir, else .dvc/cache."""
-    return layout.root / ".dvc" / _dvc_config(layout).get("cache", "dir", fallback="cache") / "files" / "md5"
+    """Where DVC keeps its objects: the setting cache.dir, else .dvc/cache. Raises Damaged (DVC's settings)."""
+    return layout.root / ".dvc" / dvc_config(layout).get("cache", "dir", fallback="cache") / "files" / "md5"
 
 
 def unverified_remotes(layout: Layout) -> list[str]:
-    """Remotes of DVC whose objects are not hashed when they come: bit rot there would be pulled, and only the next run would see it."""
-    config = _dvc_config(layout)
+    """Remotes of DVC whose objects are not hashed when they come: bit rot there would be pulled, and only the next run would see it.
+    Raises Damaged (DVC's settings)."""
+    config = dvc_config(layout)
     named = {section: section.strip("'").removeprefix('remote "').removesuffix('"') for section in config.sections() if section.startswith("'remote ")}
-    return [name for section, name in named.items() if not config.getboolean(section, "verify", fallback=False)]
+    return [name for section, name in named.items()  # a word that is neither: DVC refuses it itself
+            if config.BOOLEAN_STATES.get(config.get(section, "verify", fallback="").casefold()) is not True]

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from components import mlflow_rest
+from components.errors import UserError
 from components.layout import Layout
 from components.operations import databases, processes, rest, services
 from components.operations.cleaning import Item, Kind, size_of
@@ -82,9 +83,13 @@ def _folder(layout: Layout, address: str) -> Path | None:
 
 
 def _remove_models(url: str, unused: list[str], folders: list[Path]) -> None:
-    """Models into MLflow's bin first: none is left that looks whole. Raises Unreachable."""
-    for model_id in unused:
-        mlflow_rest.call(url, "DELETE", f"logged-models/{model_id}")  # a 404: it is in the bin already
+    """Models into MLflow's bin first: none is left that looks whole. Raises UserError where its server does not answer."""
+    try:
+        for model_id in unused:
+            mlflow_rest.call(url, "DELETE", f"logged-models/{model_id}")  # a 404: it is in the bin already
+    except mlflow_rest.Unreachable as error:
+        raise UserError(f"MLflow at {url} does not answer as it should: {error}. No file of a model was removed. If it hangs: lmworks down --force, "
+                        "lmworks up, then run again") from error
     for folder in folders:
         shutil.rmtree(folder)
 

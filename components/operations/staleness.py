@@ -16,7 +16,7 @@ from components import chain, files
 from components.chain import REMEDIES
 from components.errors import Busy, Damaged, UserError
 from components.layout import Layout
-from components.operations import dvc_locks, environment, lock_copy, lock_file
+from components.operations import dvc_locks, environment, healing, lock_copy, lock_file
 from components.reporting import say
 
 NEVER_RUN = "it never ran"
@@ -60,6 +60,7 @@ def check_dvc_yaml(layout: Layout) -> None:
 def _repo(layout: Layout) -> Iterator[Any]:
     """An open DVC repository under its lock; other commands are waited for. DVC's errors become ours."""
     environment.apply(layout)
+    healing.dvc_config(layout)  # DVC does not say of every damage there which file it is in
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo, lock_repo

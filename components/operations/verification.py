@@ -7,6 +7,7 @@ sources.yaml, checkpoints against their manifests, receipts and points against t
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
 import json
 import shlex
@@ -29,6 +30,7 @@ from components.reporting import Progress
 WORTH_SAYING_BYTES = 64 * 2**20
 MEND = {"dvc.lock": "rm dvc.lock: lmworks run writes it anew and runs only what DVC's cache does not hold",
         "dvc.yaml": "python -m components.chain --generate", "sources.yaml": "lmworks run, which writes it anew"}
+NOT_A_RECORD = (ValueError, TypeError, csv.Error)  # what the reader of Python's library raises: a size or bytes that are none, columns too many or too few
 RUN = "lmworks run mends it: from DVC's cache where that is whole, else by running the stage again"
 
 
@@ -81,19 +83,25 @@ def _look(checks: list[Check]) -> Verified:
     return Verified(looked_at=looked_at, problems=problems)
 
 
+def _shown(layout: Layout, path: Path) -> str:
+    return path.relative_to(layout.root).as_posix() if path.is_relative_to(layout.root) else str(path)
+
+
 # --- what the chain wrote ------------------------------------------------------------------------
 
 def _settings(layout: Layout) -> Iterator[Check]:
     readers: dict[Path, Callable[[Path], Any]] = {
         layout.params: settings.load, layout.dvc_lock: lambda _path: _lock_file(layout), layout.sources: files.load_yaml,
-        layout.versions: files.load_yaml, layout.dvc_yaml: lambda _path: staleness.check_dvc_yaml(layout)}
+        layout.versions: files.load_yaml, layout.dvc_yaml: lambda _path: staleness.check_dvc_yaml(layout),
+        layout.root / ".dvc" / "config": lambda _path: healing.dvc_config(layout)}
 
     def look(path: Path) -> Iterator[Problem]:
+        where = path.relative_to(layout.root).as_posix()
         try:
             readers[path](path)
         except UserError as error:
-            todo = f"git checkout -- {path.name}, where you committed it, or " + MEND.get(path.name, "mend it")
-            yield Problem(kind="settings", where=path.name, wrong=said(error, layout), todo=todo)
+            todo = f"git checkout -- {where}, where you committed it, or " + MEND.get(where, "mend it")
+            yield Problem(kind="settings", where=where, wrong=said(error, layout), todo=todo)
 
     for path in readers:
         if path.exists():
@@ -139,31 +147,40 @@ def _folder(layout: Layout, path: str, locked: dict[str, Any] | None) -> Iterato
                           wrong=f"is not the one that dvc.lock names: md5 {found} found, {entry['md5']} recorded")
 
 
+def _objects(layout: Layout) -> Path | None:
+    """Where DVC keeps its objects; None where its settings cannot be read, which is said elsewhere."""
+    try:
+        return healing.objects_folder(layout)
+    except UserError:
+        return None
+
+
 def _listing(layout: Layout, out: dict[str, Any] | None) -> list[dict[str, Any]] | None:
     """The files of an out as DVC's cache has them; None without a whole listing."""
-    md5 = str((out or {}).get("md5", ""))
-    path = healing.objects_folder(layout) / md5[:2] / md5[2:]
-    if not md5.endswith(".dir") or healing.md5_of(path) != md5.removesuffix(".dir"):
+    md5, objects = str((out or {}).get("md5", "")), _objects(layout)
+    if objects is None or not md5.endswith(".dir") or healing.md5_of(objects / md5[:2] / md5[2:]) != md5.removesuffix(".dir"):
         return None
-    return json.loads(path.read_bytes())
+    return json.loads((objects / md5[:2] / md5[2:]).read_bytes())
 
 
 def _cache(layout: Layout) -> Iterator[Check]:
     seen: set[str] = set()
+    if (objects := _objects(layout)) is None:
+        return
     for out in _locked(layout):
         for md5, name in [(str(out.get("md5", "")), None), *((entry["md5"], entry["relpath"]) for entry in _listing(layout, out) or [])]:
-            path = healing.objects_folder(layout) / md5[:2] / md5[2:]
+            path = objects / md5[:2] / md5[2:]
             if md5 not in seen and (path.exists() or (layout.root / out["path"]).exists()):  # a fresh clone has neither
                 seen.add(md5)
                 yield Check(kind="DVC cache", bytes=size_of(path),
                             look=lambda path=path, md5=md5, out=out["path"], name=name: _object(layout, path, md5, out, name))
-    for run in lock_file.runs(healing.objects_folder(layout).parent.parent):
+    for run in lock_file.runs(objects.parent.parent):
         yield Check(kind="run cache", bytes=size_of(run), look=lambda run=run: _run(layout, run))
 
 
 def _run(layout: Layout, run: Path) -> Iterator[Problem]:
     if not staleness.is_whole_run(run):
-        where = run.relative_to(layout.root).as_posix() if run.is_relative_to(layout.root) else str(run)
+        where = _shown(layout, run)
         yield Problem(kind="run cache", where=where, wrong="is not what its name, its hash, says", todo=f"rm -r {shlex.quote(str(Path(where).parent))}: its stage runs where DVC would have used it")
 
 
@@ -171,7 +188,7 @@ def _object(layout: Layout, path: Path, md5: str, out: str, name: str | None) ->
     """`name`: the file of the out that the object holds; None: the list of its files."""
     found = healing.md5_of(path)
     if found != md5.removesuffix(".dir"):
-        where = path.relative_to(layout.root).as_posix() if path.is_relative_to(layout.root) else str(path)
+        where = _shown(layout, path)
         again = (f"cp {shlex.quote(f'{out}/{name}')} {shlex.quote(where)}" if name
                  else ".venv/bin/dvc commit -f (only while lmworks run --dry-run calls everything up to date: it takes all as it stands)")
         yield Problem(kind="DVC cache", where=f"{where} (of {out})", wrong=f"md5 {found} found, {md5.removesuffix('.dir')} in dvc.lock" if found else "is not there; dvc.lock needs it",
@@ -181,10 +198,19 @@ def _object(layout: Layout, path: Path, md5: str, out: str, name: str | None) ->
 
 # --- what came from outside ----------------------------------------------------------------------
 
+INSTALL = "rm -r data/packages, then make setup"
+
+
 def _packages(layout: Layout) -> Iterator[Check]:
     """Files of the text packages against the RECORD that pip wrote when it had checked the archive's hash."""
-    for package in importlib.metadata.distributions(path=[str(layout.packages)]) if layout.packages.is_dir() else []:
-        listed = [(Path(str(entry.locate())), entry.hash.value) for entry in package.files or [] if entry.hash and entry.hash.mode == "sha256"]
+    for package in sorted(layout.packages.glob("*.dist-info")):
+        try:
+            entries = importlib.metadata.Distribution.at(package).files or []
+        except NOT_A_RECORD as error:
+            broken = Problem(kind="text packages", where=_shown(layout, package / "RECORD"), wrong=f"cannot be read: {error}", todo=INSTALL)
+            yield Check(kind="text packages", bytes=size_of(package / "RECORD"), look=lambda broken=broken: iter([broken]))
+            continue
+        listed = [(Path(str(entry.locate())), entry.hash.value) for entry in entries if entry.hash and entry.hash.mode == "sha256"]
         yield Check(kind="text packages", bytes=sum(size_of(path) for path, _ in listed), look=lambda listed=listed: _recorded(layout, listed))
 
 
@@ -192,8 +218,7 @@ def _recorded(layout: Layout, listed: list[tuple[Path, str]]) -> Iterator[Proble
     for path, wanted in listed:
         found = urlsafe_b64encode(bytes.fromhex(files.sha256_file(path))).decode().rstrip("=") if path.exists() else "no such file"
         if found != wanted:
-            yield Problem(kind="text packages", where=path.relative_to(layout.root).as_posix(), wrong=f"sha256 (base64) {found} found, {wanted} installed",
-                          todo="rm -r data/packages, then make setup")
+            yield Problem(kind="text packages", where=_shown(layout, path), wrong=f"sha256 (base64) {found} found, {wanted} installed", todo=INSTALL)
 
 
 def _sources(layout: Layout) -> Iterator[Check]:

@@ -6,11 +6,14 @@ import json
 import re
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from components import files
+from components.errors import UserError
+from components.layout import ROOT, Layout
 from components.operations import environment, processes, rest, services, silence
 from flows import deployments
 
@@ -57,6 +60,25 @@ def test_up_is_idempotent_and_what_a_person_switched_on_stays_on(checkout: Any):
     assert (told["too_old"], told["overdue_s"]) == (False, None)
     checkout.api().send(f"/deployments/{kept['id']}/schedules/{kept['schedules'][0]['id']}", {"active": False}, method="PATCH")
     checkout.wait_for(lambda: silence.next_planned_s(checkout.layout, kept["id"]) is None, "no date is left")
+
+
+@pytest.mark.code
+@pytest.mark.parametrize(("text", "told"), [
+    ("", "the file is None, dict was expected"), ("- one\n", "the file is ['one'], dict was expected"), ("deployments: []\n", "pull is None, list was expected"),
+    ("pull: []\ndeployments: chain\n", "deployments is 'chain', list was expected"), ("pull: []\ndeployments: [chain]\n", "deployments[0] is 'chain', dict was expected"),
+    ("concurrency_limit: *one_at_a_time", "deployments[0].concurrency_limit is 3, dict was expected"), ("active: false", "deployments[0].schedules[0].active is None, bool was expected"),
+    ("flows/refresh.py:refresh", "no flow is at the entrypoint flows/refresh.py:refrish"), ("flows/refresh.py", "no flow is at the entrypoint flows/refrish.py:refresh")])
+def test_D3_D4_a_prefect_yaml_of_another_shape_is_one_clear_error(tmp_path: Path, text: str, told: str):
+    whole = (ROOT / "prefect.yaml").read_text()
+    other = {"concurrency_limit: *one_at_a_time": "concurrency_limit: 3", "active: false": "activ: false", "flows/refresh.py:refresh": "flows/refresh.py:refrish",
+             "flows/refresh.py": "flows/refrish.py"}
+    (tmp_path / "prefect.yaml").write_text(whole.replace(text, other[text], 1) if text in other else text)
+    (tmp_path / "flows").symlink_to(ROOT / "flows")
+    layout = Layout(root=tmp_path)
+    with pytest.raises(UserError) as caught:
+        for entry in deployments._entries(layout):
+            deployments._flow_at(entry["entrypoint"], layout)
+    assert told in str(caught.value) and "git checkout -- prefect.yaml" in str(caught.value)
 
 
 def test_each_parameter_says_what_it_is_for(checkout: Any):

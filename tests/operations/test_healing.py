@@ -203,7 +203,10 @@ def test_D3_D4_what_dvc_remembers_of_hashes_is_made_anew_where_it_is_damaged(lay
 def test_A14_a_damaged_object_of_a_remote_never_becomes_data(layout: Layout):
     dvc(layout, "remote", "add", "-d", "far", "far away")
     assert healing.unverified_remotes(layout) == ["far"]
-    dvc(layout, "remote", "modify", "far", "verify", "true")
+    settings = layout.root / ".dvc" / "config"
+    settings.write_text(settings.read_text() + "    verify = tru\n")
+    assert healing.unverified_remotes(layout) == ["far"]
+    settings.write_text(settings.read_text().replace("tru\n", "true\n"))
     assert healing.unverified_remotes(layout) == [] == healing.unverified_remotes(Layout())
     dvc(layout, "push", "-q")
     md5 = hashlib.md5((layout.out("one") / "a.txt").read_bytes()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from components import chain, files
+from components import chain, files, mlflow_rest
 from components import config as settings
-from components.errors import Busy
+from components.errors import Busy, UserError
 from components.layout import ROOT, Layout
-from components.operations import cleaning, environment, healing, rest, services, staleness
+from components.operations import cleaning, environment, healing, old_rows, rest, services, staleness
 
 pytestmark = pytest.mark.code
 
@@ -167,6 +168,14 @@ def test_the_cache_keeps_what_dvc_lock_needs_and_the_unchanged_rerun_runs_nothin
     assert (layout.root / "ran").read_text() == "xx"
     (layout.clean / "a.txt").write_text("damaged")  # and the output still comes back from what was kept
     assert healing.mend(layout, "clean") and (layout.clean / "a.txt").read_text() == "made of present"
+
+
+def test_F1_models_stay_where_mlflow_takes_the_call_and_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mlflow_rest.call, "__defaults__", (None, 0.2))
+    (tmp_path / "m-1").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as hangs, pytest.raises(UserError, match="does not answer as it should.*lmworks down --force"):
+        old_rows._remove_models(f"http://127.0.0.1:{hangs.getsockname()[1]}", ["m-1"], [tmp_path / "m-1"])
+    assert (tmp_path / "m-1").is_dir()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import json
 import sqlite3
 import subprocess
 from base64 import urlsafe_b64encode
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ import typer
 
 from components import config as settings
 from components import files, spool
-from components.errors import Busy, UserError
+from components.errors import Busy, Damaged, UserError
 from components.layout import ROOT, Layout
-from components.operations import databases, services, verification
+from components.operations import databases, healing, services, staleness, verification
 from components.release import release
 
 pytestmark = pytest.mark.code
@@ -125,6 +126,33 @@ def test_D3_D4_a_flip_or_a_cut_is_named(layout: Layout, name: str, kind: str, ad
     assert name in mine[0].where or name.rpartition("/")[0] in mine[0].where
     assert advice in mine[0].todo and str(layout.root) not in mine[0].wrong
     assert tree_of(layout.root) == before
+
+
+@pytest.mark.parametrize("damage", [lambda text: text.replace(b",5", b",u5"), lambda text: b"\xff" + text, lambda text: text.replace(b",5", b",5,6"), lambda text: b"\n" + text])
+def test_D3_a_record_of_a_text_package_that_is_none_is_named(layout: Layout, damage: Callable[[bytes], bytes]):
+    path = layout.packages / "plays-1.dist-info/RECORD"
+    path.write_bytes(damage(path.read_bytes()))
+    (problem,) = verification.verify(layout, []).problems
+    assert (problem.kind, problem.where) == ("text packages", "data/packages/plays-1.dist-info/RECORD") and "make setup" in problem.todo
+
+
+def test_D3_a_record_that_names_a_file_elsewhere_is_named(layout: Layout):
+    path = layout.packages / "plays-1.dist-info/RECORD"
+    path.write_bytes(path.read_bytes().replace(b"plays/hamlet", b"/lays/hamlet", 1))
+    (problem,) = verification.verify(layout, []).problems
+    assert problem.where == "/lays/hamlet.md" and "no such file found" in problem.wrong
+
+
+@pytest.mark.parametrize("text", [b"[core\n", b"remote = local\n", b"[core]\nremote\n", b"[core]\n    remote = \xff\n"])
+def test_D3_D4_damaged_settings_of_dvc_are_named_and_the_rest_is_looked_at(layout: Layout, text: bytes):
+    files.write_atomic(layout.root / ".dvc/config", text)
+    (layout.out("clean") / "文.txt").write_text("edited")
+    told = {problem.where: problem for problem in verification.verify(layout, []).problems}
+    assert set(told) == {".dvc/config", "data/clean"} and "git checkout -- .dvc/config" in told[".dvc/config"].todo
+    with pytest.raises(Damaged, match="config cannot be read as DVC's settings.*git checkout -- .dvc/config"):
+        healing.objects_folder(layout)
+    with pytest.raises(Damaged, match="config cannot be read as DVC's settings"):
+        staleness.stale(layout)
 
 
 def test_A12_A13_an_object_of_the_cache_and_its_listing_are_named_with_what_to_do(layout: Layout):
