@@ -2,17 +2,19 @@
 
 A file that is no database, was cut short or emptied, or was written by another version is named and left alone: both servers would
 fill an emptied one as if nothing had been in it, and MLflow calls a newer one "out-of-date". Before a migration the database is copied; one that
-was killed begins again from that copy (SQLite does not undo a half-done migration), and the copy stays.
+was killed begins again from that copy (SQLite does not undo a half-done migration), and the copy stays. What stood in its place is put aside.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from components import files
@@ -36,10 +38,10 @@ def copy_of(layout: Layout, service: Service) -> Path:
     return layout.state / "migration" / f"{service.name}.db"
 
 
-def ready(layout: Layout, service: Service) -> None:
+def ready(layout: Layout, service: Service, say: Callable[[str], None]) -> None:
     """Make the database ready for a start. Raises Damaged (it is none, cut short, gone) and UserError (of another version): then none may be.
 
-    Where a migration is to come, the copy is made, or what an earlier, killed one left is put back to it.
+    Where a migration is to come, the copy is made, or what an earlier, killed one left is put aside for it, which `say` tells.
     """
     path, kept = database(layout, service), copy_of(layout, service)
     if (length := len(os.fsencode(path.absolute()))) > MAX_PATH_BYTES:
@@ -49,16 +51,19 @@ def ready(layout: Layout, service: Service) -> None:
         raise UserError(f"{layout.root} has a % in its path, with which MLflow cannot set up its database (it reads it as a place to fill in). "
                         "Move the checkout to a folder without one, then run again")
     known, newest = revisions(service)
-    if kept.exists() and not _migrated(path, newest):
-        _put_back(kept, path)
+    if known and _holds(kept) and not _migrated(path, newest):
+        _put_back(kept, path, say)
     _check_bytes(layout, service, path)
     if not known:
         return  # a package that keeps its migrations elsewhere: its server judges by itself
     found = stamps(path)
     if found == newest:
-        kept.unlink(missing_ok=True)  # a start that was killed when its migration had ended
+        done(layout, service)  # a start that was killed when its migration had ended
         return
     _check_schema(service, path, found, known)
+    if found and kept.exists() and not _holds(kept) and not _used(path):  # a first migration that was killed: nobody had a server on it yet
+        say(f"{path} was not whole yet when its first start was killed: it begins anew. What there was of it is kept: {_set_aside(path)}")
+        found = None
     _keep(path, kept, used=found is not None)
     if service is MLFLOW and found:
         _upgrade_mlflow(layout, path, kept)
@@ -87,26 +92,23 @@ def wrong_with(layout: Layout, service: Service) -> str | None:
 def done(layout: Layout, service: Service) -> None:
     """The server answers, so its migration has ended: the copy, if anything is in it, is put beside the database."""
     kept = copy_of(layout, service)
-    if not kept.exists():
-        return
-    if kept.stat().st_size:
-        path = database(layout, service)
-        kept.replace(path.with_name(f"{path.name}.before-{_version(service)}"))
+    if _holds(kept):
+        kept.replace(_free_name(database(layout, service), _version(service)))
     else:
-        kept.unlink()
+        kept.unlink(missing_ok=True)
 
 
 def note(layout: Layout, service: Service) -> str:
     """Where the database of before is, for the error of a server that does not start."""
     kept = copy_of(layout, service)
-    return f" Its database as it was before is kept: {kept}." if kept.exists() and kept.stat().st_size else ""
+    return f" Its database as it was before is kept: {kept}." if _holds(kept) else ""
 
 
 # --- what is there -------------------------------------------------------------------------------
 
 def _check_bytes(layout: Layout, service: Service, path: Path) -> None:
-    empty = not path.exists() or path.stat().st_size == 0
-    if empty and not copy_of(layout, service).exists() and (evidence := _evidence(layout, service, path)):
+    empty = not _holds(path)
+    if empty and not _holds(copy_of(layout, service)) and (evidence := _evidence(layout, service, path)):
         state = "is empty" if path.exists() else "is gone"
         raise Damaged(f"{path} {state}, but {evidence}, so it held something. Nothing was made in its place. To mend it, {_remedy(path)}; "
                       f"or begin anew: move {evidence.split()[0]} away")
@@ -119,7 +121,7 @@ def _evidence(layout: Layout, service: Service, path: Path) -> str | None:
     if service is MLFLOW:
         used = layout.artifacts.is_dir() and any(layout.artifacts.iterdir())
         return f"{layout.artifacts.relative_to(layout.root)} holds files" if used else None
-    if not path.exists():
+    if not path.exists() or copy_of(layout, service).exists():  # the copy: its first start has not ended
         return None  # what Prefect knows is history: nothing else refers to it
     return next((f"{known.relative_to(layout.root)} tells of runs" for known in (layout.last_run, layout.scheduled) if known.exists()), None)
 
@@ -137,13 +139,20 @@ def _version(service: Service) -> str:
 
 def stamps(path: Path) -> set[str] | None:
     """The schema stamps in a database; None where there is nothing in it that anybody would miss."""
-    if not path.exists() or path.stat().st_size == 0:
+    if not _holds(path):
         return None
     with databases.opened(path) as connection:
         stamped = databases.has_table(connection, "alembic_version")
         found = {str(row[0]) for row in connection.execute("SELECT version_num FROM alembic_version")} if stamped else set()
-    used = any(databases.rows(path, table) for tables in databases.CONTENT.values() for table in tables)
-    return found if found or used else None
+    return found if found or _used(path) else None
+
+
+def _holds(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _used(path: Path) -> bool:
+    return any(databases.rows(path, table) for tables in databases.CONTENT.values() for table in tables)
 
 
 def revisions(service: Service) -> tuple[set[str], set[str]]:
@@ -164,7 +173,7 @@ def revisions(service: Service) -> tuple[set[str], set[str]]:
 # --- migrating -----------------------------------------------------------------------------------
 
 def _migrated(path: Path, newest: set[str]) -> bool:
-    return path.exists() and path.stat().st_size > 0 and not databases.structure(path) and stamps(path) == newest
+    return _holds(path) and not databases.structure(path) and stamps(path) == newest
 
 
 def _keep(path: Path, kept: Path, *, used: bool) -> None:
@@ -182,8 +191,11 @@ def _keep(path: Path, kept: Path, *, used: bool) -> None:
     files.fsync_dir(kept.parent)
 
 
-def _put_back(kept: Path, path: Path) -> None:
-    """What a killed migration made of the database goes; the copy stays until a migration ends."""
+def _put_back(kept: Path, path: Path, say: Callable[[str], None]) -> None:
+    """The copy in the place of what a killed migration made of the database, which is put aside: its server may have outlived who started it,
+    then it is the newer one. The copy stays until a migration ends."""
+    if _holds(path):
+        say(f"the migration of {path} did not end: it begins again from the copy of before it. What stood there is kept: {_set_aside(path)}")
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(kept, partial)
@@ -191,6 +203,21 @@ def _put_back(kept: Path, path: Path) -> None:
         path.with_name(path.name + end).unlink(missing_ok=True)
     partial.replace(path)
     files.fsync_dir(path.parent)
+
+
+def _set_aside(path: Path) -> Path:
+    """The database under a name of its own; its log goes first, so that a kill between the two leaves them to the next one."""
+    aside = _free_name(path, "put-back")
+    for end in (*databases.BESIDE, ""):
+        if (old := path.with_name(path.name + end)).exists():
+            old.rename(aside.with_name(aside.name + end))
+    return aside
+
+
+def _free_name(path: Path, of: str) -> Path:
+    """Beside the database, where `lmworks clean` looks for old ones."""
+    names = (path.with_name(f"{path.name}.before-{of}{f'-{n}' if n > 1 else ''}") for n in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _upgrade_mlflow(layout: Layout, path: Path, kept: Path) -> None:

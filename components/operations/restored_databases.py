@@ -17,7 +17,8 @@ from typing import Any
 from components import files, storage
 from components.errors import Damaged, UserError
 from components.layout import Layout
-from components.operations import databases, half_restored, restoration
+from components.operations import databases, half_restored, migrations, restoration
+from components.operations.processes import SERVERS
 
 ASIDE = ".before-restore"
 
@@ -58,6 +59,8 @@ def restore(layout: Layout, source: Path) -> Restored:
             for name in artifacts:
                 _place(staging / name, layout.root / name)
             aside = [kept for name in wanted for kept in _replace_database(layout, staging, name)]
+            for service in (one for one in SERVERS if migrations.database(layout, one).relative_to(layout.root).as_posix() in wanted):
+                migrations.done(layout, service)  # the copy of a migration of the old one is none of the new one
             layout.receipt.unlink(missing_ok=True)
             artifacts += _mend(layout, source, index, staging)
         stands = databases.standing(layout) if layout.mlflow_database.exists() else None

@@ -157,12 +157,12 @@ class _Start:
         return f"http://{HOST}:{self.port}"
 
 
-def _start_servers(layout: Layout, wanted: list[Service], asked: dict[str, int]) -> None:
+def _start_servers(layout: Layout, wanted: list[Service], asked: dict[str, int], say: Callable[[str], None]) -> None:
     """All at once, then wait for each. Raises UserError with the end of the log of one that did not come, and Damaged for its database."""
     storage.check_open_files()
     storage.check_room(layout.root, ROOM_BYTES, "a start of the servers, for their databases and logs,")
     for service in wanted:
-        migrations.ready(layout, service)
+        migrations.ready(layout, service, say)
     layout.mlruns.mkdir(parents=True, exist_ok=True)
     environment.make_private(layout)
     sticky = read(layout).get("ports", {})
@@ -254,7 +254,7 @@ def ensure(layout: Layout, *, prefect: bool = True, mlflow: bool = True, worker:
                     missing.append(service)
             if missing:
                 say(f"starting {' and '.join(service.name for service in missing)} …")
-                _start_servers(layout, missing, ports or {})
+                _start_servers(layout, missing, ports or {}, say)
             if worker and process_of(read(layout).get("worker"), layout) is None:
                 say("starting the worker …")
                 _start_worker(layout)
@@ -264,11 +264,22 @@ def ensure(layout: Layout, *, prefect: bool = True, mlflow: bool = True, worker:
         if url is None or not _comes_to_answer(layout, service, url):
             remedy = f"Check {service.variable}" if outside(service, layout) else f"See {log_path(layout, service.name)}; lmworks down --force; lmworks up"
             raise UserError(f"{service.name} {f'does not answer at {url}' if url else 'is gone'}. {remedy}")
-        entry = read(layout).get(service.name, {}) if not outside(service, layout) else {"outside": True}
-        addresses[service.name] = {**entry, "url": url}
+        if outside(service, layout):
+            addresses[service.name] = {"outside": True, "url": url}
+        else:
+            _end_migration(layout, service)
+            addresses[service.name] = {**read(layout).get(service.name, {}), "url": url}
     if prefect:
         addresses["prefect"]["api"] = addresses["prefect"]["url"] + "/api"
     return addresses
+
+
+def _end_migration(layout: Layout, service: Service) -> None:
+    """For who started the server and was killed before it answered: a copy that stays would be taken for that of a migration that did not end."""
+    if migrations.copy_of(layout, service).exists():
+        with files.lock(layout.startup_lock, what="the start of the servers", wait_s=START_S):
+            if _answers(layout, service):
+                migrations.done(layout, service)
 
 
 def _comes_to_answer(layout: Layout, service: Service, url: str) -> bool:

@@ -123,7 +123,7 @@ for n in range(20_000):
     writer.wait()
     assert path.with_name("prefect.db-wal").stat().st_size > 0, "the kill came too early to prove anything"
     assert databases.integrity(path) == [] and databases.rows(path, "flow_run") == 500
-    migrations.ready(layout, PREFECT)  # and its server may start on it
+    migrations.ready(layout, PREFECT, services.quiet)  # and its server may start on it
 
 
 def test_E5_a_killed_migration_begins_again_from_the_copy_and_the_copy_is_kept(layout: Layout, monkeypatch: pytest.MonkeyPatch):
@@ -131,19 +131,91 @@ def test_E5_a_killed_migration_begins_again_from_the_copy_and_the_copy_is_kept(l
     assert len(newest) == 1 and len(known) > 50
     path = in_use(layout, PREFECT, stamp=sorted(known - newest)[0])
     before = databases.rows(path, "flow_run")
-    migrations.ready(layout, PREFECT)
+    migrations.ready(layout, PREFECT, services.quiet)
     kept = migrations.copy_of(layout, PREFECT)
     for half_done in (lambda: path.write_bytes(path.read_bytes()[:9000]), lambda: sqlite3.connect(path).execute("DROP TABLE flow_run"), path.unlink):
         half_done()  # what a killed migration leaves
-        migrations.ready(layout, PREFECT)
+        left, told = path.read_bytes() if path.exists() else None, []
+        migrations.ready(layout, PREFECT, told.append)
         assert databases.rows(path, "flow_run") == before and databases.rows(kept, "flow_run") == before
+        assert [Path(line.rpartition(" ")[2]).read_bytes() for line in told] == ([left] if left else []), "what stood there is put aside, and named"
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = ?", (next(iter(newest)),))
     migrations.done(layout, PREFECT)
-    (aside,) = path.parent.glob("prefect.db.before-*")
+    (aside,) = path.parent.glob("prefect.db.before-[0-9]*")
     assert databases.rows(aside, "flow_run") == before and not kept.exists()
-    migrations.ready(layout, PREFECT)
+    migrations.ready(layout, PREFECT, services.quiet)
     assert not kept.exists(), "a migrated database is not copied again"
+
+
+@pytest.mark.parametrize("copied", [True, False], ids=["a copy", "no database before"])
+def test_E4_E5_what_a_killed_start_left_never_takes_the_place_of_a_database_in_use(layout: Layout, copied: bool):
+    """The server outlived who started it, and was used; then the packages were upgraded, or the file was damaged."""
+    known, newest = migrations.revisions(PREFECT)
+    kept, told = migrations.copy_of(layout, PREFECT), []
+    path = in_use(layout, PREFECT, stamp=sorted(known - newest)[0])
+    kept.parent.mkdir(parents=True)
+    if copied:
+        databases.snapshot(path, kept)
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute("INSERT INTO flow_run VALUES (?, ?)", (500, "of the weeks since"))
+    present = databases.rows(path, "flow_run")
+    kept.touch()
+    migrations.ready(layout, PREFECT, told.append)
+    newer = Path(told[0].rpartition(" ")[2]) if copied else path
+    assert databases.rows(newer, "flow_run") == present and databases.rows(kept, "flow_run") == 500
+    assert len(told) == copied and (not copied or "is kept" in told[0])
+    if not copied:
+        os.truncate(kept, 0)
+        damage(path, "page")
+        before = content(path.parent)
+        with pytest.raises(Damaged, match=r"(?s)prefect\.db is damaged.*lmworks restore PATH --databases"):
+            migrations.ready(layout, PREFECT, told.append)
+        assert content(path.parent) == before
+        migrations.copy_of(layout, MLFLOW).touch()
+        files.write_atomic(layout.artifacts / "1/models/m-1/artifacts/MLmodel", "x")
+        with pytest.raises(Damaged, match=r"mlflow\.db is gone, but mlruns/artifacts holds files"):
+            migrations.ready(layout, MLFLOW, told.append)
+
+
+def test_E5_a_first_migration_that_was_killed_halfway_begins_anew_and_what_it_made_is_kept(layout: Layout):
+    known, newest = migrations.revisions(PREFECT)
+    path, kept, told = in_use(layout, PREFECT, stamp=sorted(known - newest)[0]), migrations.copy_of(layout, PREFECT), []
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("DELETE FROM flow_run")
+    files.write_atomic(kept, "")
+    left = path.read_bytes()
+    migrations.ready(layout, PREFECT, told.append)
+    assert not path.exists() and kept.stat().st_size == 0 and len(told) == 1
+    assert Path(told[0].rpartition(" ")[2]).read_bytes() == left
+
+
+def test_E5_a_server_that_outlived_who_started_it_has_ended_its_migration(layout: Layout):
+    """Real processes: the starter is killed in the moment before it would take the copy away."""
+    killed = subprocess.run([sys.executable, "-c", """
+import os, signal, subprocess, sys
+from pathlib import Path
+from components.layout import Layout
+from components.operations import migrations, services
+
+server = "import http.server, sys; http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), type('H', (http.server.BaseHTTPRequestHandler,), " \
+         "{'do_GET': lambda self: (self.send_response(200), self.end_headers())})).serve_forever()"
+services.spawn = lambda layout, name, port: subprocess.Popen([sys.executable, "-c", server, str(port)], cwd=layout.root, start_new_session=True,
+                                                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+migrations.done = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+services.ensure(Layout(root=Path(sys.argv[1])), prefect=False)
+""", str(layout.root)], cwd=ROOT, capture_output=True, text=True)
+    kept = migrations.copy_of(layout, MLFLOW)
+    try:
+        assert killed.returncode == -9 and kept.exists(), killed.stderr
+        services.ensure(layout, prefect=False)
+        assert not kept.exists()
+    finally:
+        services.down(layout, force=True)
+    path = in_use(layout, MLFLOW, stamp="f00dfeed1234")
+    with pytest.raises(UserError, match="was written by another version of mlflow"):
+        migrations.ready(layout, MLFLOW, services.quiet)
+    assert databases.rows(path, "runs") == 500
 
 
 @pytest.mark.slow
