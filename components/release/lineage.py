@@ -83,10 +83,10 @@ def languages_of_texts(layout: Layout) -> tuple[str, ...]:
 
 
 def languages_of_records(layout: Layout) -> tuple[str, ...]:
-    """Of the application records, the one with most of them first: counted where they are judged, which are drawn as those of training are."""
+    """Of the application records that it was fine-tuned on, the one with most of them first."""
     counts: Counter[str] = Counter()
     for found in files.read_json(layout.evaluation / "evaluation.json")["applications"].values():
-        counts.update({code: figures["records"] for code, figures in found.items()})
+        counts.update({code: figures["training_records"] for code, figures in found.items()})
     return tuple(sorted(counts, key=lambda code: (-counts[code], code)))
 
 

@@ -75,7 +75,7 @@ def evaluate(layout: Layout, config: Config, *, unigram_above: float = 1.0, majo
                            "baselines": {"unigram": {"bits_per_byte": {"value": value + unigram_above}},
                                          "xz": {"bits_per_byte": {"value": value + unigram_above}}}}
     scores = {"f1": {"value": .4, "low": .3, "high": .5}, "accuracy": {"value": .5, "low": .4, "high": .6}}
-    applications = {"classification": {"zh": {"records": 4, "headline": "f1", "model": scores, "baselines": {
+    applications = {"classification": {"zh": {"records": 4, "training_records": 4, "headline": "f1", "model": scores, "baselines": {
         "majority": {"f1": {"value": majority_f1, "low": majority_f1, "high": majority_f1}}}}}}
     models = {kind: {"weights_sha256": files.weights_sha256(folder / "model")} for kind, folder in (("base", layout.pretrained), ("instruct", layout.finetuned))}
     files.write_json(out / "evaluation.json", {"models": models, "language_modelling": modelling, "applications": applications})

@@ -37,7 +37,7 @@ def test_the_language_with_most_of_what_was_learned_from_is_asked_everywhere(tmp
     index["splits"]["train"] = {code: {"documents": 1, "tokens": tokens, "bytes": tokens} for code, tokens in texts.items()}
     files.write_json(layout.tokens / "index.json", index)
     judged = files.read_json(layout.evaluation / "evaluation.json")
-    judged["applications"] = {"classification": {code: {"records": count} for code, count in records.items()}}
+    judged["applications"] = {"classification": {code: {"training_records": count} for code, count in records.items()}}
     files.write_json(layout.evaluation / "evaluation.json", judged)
     found = {subject.name: subject for subject in lineage.subjects(config, layout)}
     released = [{"name": name, "version": "1", "champion_version": "1"} for name in found]
