@@ -32,11 +32,12 @@ _SHAPES = [
 SHAPES = re.compile("|".join(_SHAPES), re.S)
 IN_ADDRESS = re.compile(r"(?<=://)[^\s/@:'\"]*:[^\s/@'\"]+(?=@)")  # user:password
 AUTHORISATION = re.compile(r"\b((?:Basic|Bearer)\s+)(?=\S*[\d=])[A-Za-z0-9+/=._~-]{12,}")
-# `password = "…"`, `AWS_SECRET_ACCESS_KEY=…`, `"api_key": "…"`; of a token or a key only what mixes letters and digits, as code is full of these words
-ASSIGNED = re.compile(
-    r"""((?:[\w.-]*(?:passw(?:or)?d|passphrase|secret)[\w.-]*)["']?[ \t]*[:=][ \t]*)(["']?)([^\s"'#,;()\[\]{}]{8,})\2"""
-    r"""|((?![\w.-]*(?:sha256|md5|digest))(?:[\w.-]*(?:token|api_?key|access_?key|private_?key|credential)[\w.-]*)["']?[ \t]*[:=][ \t]*)(["']?)((?=[^\s"']*\d)(?=[^\s"']*[A-Za-z])[^\s"'#,;()\[\]{}<>|]{16,})\5""",
-    re.I)
+# `password = "…"`, `AWS_SECRET_ACCESS_KEY=…`, `"api_key": "…"`; of a token or a key only what mixes letters and digits, as code is full of these
+# words. A name is read once, whole (`++`): to begin again at each of its characters would take hours for a line of a megabyte
+NAME = re.compile(r"""(?<![\w.-])([\w.-]++)["']?[ \t]*+[:=][ \t]*+""")
+PASSWORD_NAME, PASSWORD = re.compile(r"passw(?:or)?d|passphrase|secret", re.I), re.compile(r"""(["']?)([^\s"'#,;()\[\]{}]{8,})\1""")
+KEY_NAME, NO_KEY_NAME = re.compile(r"token|api_?key|access_?key|private_?key|credential", re.I), re.compile(r"sha256|md5|digest", re.I)
+KEY = re.compile(r"""(["']?)((?=[^\s"']{0,63}\d)(?=[^\s"']{0,63}[A-Za-z])[^\s"'#,;()\[\]{}<>|]{16,})\1""")
 
 
 def secret_values(environment: Mapping[str, str]) -> list[str]:
@@ -61,8 +62,18 @@ def masked(text: str) -> str:
     for value in secret_values(os.environ):
         if value in text:
             text = text.replace(value, MASK)
-    text = AUTHORISATION.sub(rf"\1{MASK}", IN_ADDRESS.sub(MASK, SHAPES.sub(MASK, text)))
-    return ASSIGNED.sub(lambda m: f"{m[1] or m[4]}{m[2] or m[5] or ''}{MASK}{m[2] or m[5] or ''}", text)
+    return _without_assigned(AUTHORISATION.sub(rf"\1{MASK}", IN_ADDRESS.sub(MASK, SHAPES.sub(MASK, text))))
+
+
+def _without_assigned(text: str) -> str:
+    """The text without the values of what is named like a secret. A value may hold a name of its own: `set=password=…`."""
+    parts, done = [], 0
+    for name in NAME.finditer(text):
+        secret = PASSWORD if PASSWORD_NAME.search(name[1]) else KEY if KEY_NAME.search(name[1]) and not NO_KEY_NAME.search(name[1]) else None
+        if name.start() >= done and secret and (value := secret.match(text, name.end())):
+            parts += [text[done:value.start(2)], MASK]
+            done = value.end(2)
+    return "".join(parts) + text[done:]
 
 
 @contextlib.contextmanager

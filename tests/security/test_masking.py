@@ -45,6 +45,26 @@ def test_ordinary_words_stay(planted: None, text: str):
     assert masked(text) == text
 
 
+def test_J14_the_hash_of_a_token_is_no_token():
+    for text in ("sha256_of_tokens: 388e4975c245a858802b5065fc1542473e647f5bae942fa3", "tokens.digest = 388e4975c245a858802b", 'x-md5-of-credentials="388e4975c245a858802b"'):
+        assert masked(text) == text
+
+
+@pytest.mark.parametrize("text", ["set=password=topsecret1", "export token='a b' token=abcd1234abcd1234", "note: api_key=abcd1234abcd1234, password: topsecret1", "a.b-password='topsecret1'"])
+def test_J14_a_secret_behind_other_names_is_found(text: str):
+    clean = masked(text)
+    assert MASK in clean and "topsecret1" not in clean and "abcd1234" not in clean and masked(clean) == clean
+
+
+@pytest.mark.parametrize("word", ["388e4975c245a858", "secret", "word.", "-", "tokenpasswd_", "token=", "token:", "secret='", 'api_key"', "=", " ", "a b="])
+def test_J14_a_line_of_a_megabyte_is_read_to_its_end(word: str):
+    line = word * (2**20 // len(word))
+    clean = masked(f"{line}\n password: topsecret1 {line}\nAPI_TOKEN=abcd1234abcd1234")
+    assert "topsecret1" not in clean and "abcd1234" not in clean
+    if "=" not in word and ":" not in word:
+        assert clean == f"{line}\n password: {MASK} {line}\nAPI_TOKEN={MASK}"
+
+
 def test_what_is_committed_stays_as_it_is():
     """A false alarm would change the copy of a good settings file."""
     for name in ("params.yaml", "dvc.yaml", "sources.yaml", "versions.yaml", "requirements.lock", "components/chain.py", "README.md"):
