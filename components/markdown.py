@@ -7,11 +7,15 @@ import urllib.parse
 from collections.abc import Iterable
 from typing import Any
 
+# what MLflow's page (Showdown, in GitHub's manner) and Prefect's turn into links and pictures outside this machine: @names, addresses with
+# and without https, :emoji:. No back-slash stops that, and before a dollar Showdown shows it.
+LIVE = re.compile(r"[@$]|:(?=\S)|(?<=www)\.", re.IGNORECASE)
+
 
 def escape(text: Any) -> str:
     """Text that Markdown and HTML show as it is, on one line (J12)."""
     flat = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", flat)
+    return LIVE.sub(lambda sign: f"&#{ord(sign[0])};", re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", flat))
 
 
 def code(text: Any) -> str:

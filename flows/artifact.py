@@ -8,6 +8,7 @@ from typing import Any
 from components import files
 from components.errors import UserError
 from components.layout import Layout
+from components.markdown import escape
 from flows.records import RunResult, StageRecord, plain
 
 MAX_CELL = 160
@@ -20,10 +21,7 @@ ROW_HEAD = ["expectation", "source", "row", "detail", "text"]
 def cell(value: Any, limit: int = MAX_CELL) -> str:
     """Text that cannot leave its table cell, nor be read as HTML or a link."""
     text = " ".join(str(value).split())
-    text = text if len(text) <= limit else text[: limit - 1] + "…"
-    for sign in "\\`*_[]|#":
-        text = text.replace(sign, "\\" + sign)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escape(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.code
 def test_J12_a_value_cannot_leave_its_cell_nor_become_html_or_a_link():
     shown = artifact.cell("a|b <script>x</script> [c](javascript:d)\n# e")
     assert "<" not in shown and "\n" not in shown and "\\|" in shown and "\\[c\\]" in shown
+    assert artifact.cell("@ann https://x.org/a www.x.org $1") == "&#64;ann https&#58;//x.org/a www&#46;x.org &#36;1", "no link out of the machine"
 
 
 def test_a_blocked_run_shows_expectation_and_rows(tmp_path: Path):
