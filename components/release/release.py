@@ -17,6 +17,7 @@ from components import failpoints, files, mlflow_rest, storage, tracking
 from components.config import Config
 from components.errors import Damaged, UserError
 from components.layout import Layout
+from components.markdown import escape
 from components.operations import contention, rest
 from components.release import (
     card,
@@ -139,7 +140,7 @@ def release_one(client: Any, experiment: str, subject: Subject, config: Config, 
         say(f"{subject.name}: registering weights {subject.weights_sha256[:12]}")
         model_id, vouched = package.logged_model(client, experiment, run_id, subject, layout)
         failpoints.hit("registry.uploaded", subject.name)
-        registry.ensure_registered(client, subject.name, config, card.headline(subject, config))
+        registry.ensure_registered(client, subject.name, config, escape(card.headline(subject, config)))
         version = registry.register(client, subject.name, model_id, run_id, vouched, weights_sha256=subject.weights_sha256,
                                     evaluation_sha256=subject.evaluation_sha256, data_digest=lineage.data_digest(layout), languages=subject.languages)
         failpoints.hit("registry.version_created", subject.name)

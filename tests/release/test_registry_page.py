@@ -10,7 +10,14 @@ import pytest
 
 from components import config as settings
 from components import files
-from components.release import contract, history, registry, registry_page, rollback
+from components.release import (
+    contract,
+    history,
+    package,
+    registry,
+    registry_page,
+    rollback,
+)
 from components.release import release as releasing
 
 pytestmark = pytest.mark.code
@@ -77,6 +84,24 @@ def test_J12_what_settings_hold_cannot_become_markup(paged):
     _, client, _ = paged
     text = client.get_model_version(NAME, "2").description
     assert "&lt;img src=x onerror=alert\\(1\\)&gt;" in text and "<" not in text
+
+
+def test_J12_C7_a_model_whose_first_release_was_killed_shows_its_corpus_as_text(mlflow_url, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(*_args, **_more):
+        raise Killed
+
+    config = checkout.configuration(name="just-registered")
+    layout = checkout.make(tmp_path, config)
+    hostile = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": f"/texts/{HOSTILE}@ann"})})
+    monkeypatch.setattr(package, "logged_model", lambda *_: ("m-0", {}))
+    monkeypatch.setattr(registry, "register", kill)
+    with pytest.raises(Killed):
+        releasing.release(hostile, layout, say=lambda _: None)
+    text = registry.client(layout).get_registered_model("just-registered").description
+    assert "/texts/&lt;img src=x onerror=alert\\(1\\)&gt;&#64;ann" in text and "<" not in text
 
 
 def test_a_broken_contract_blocks_and_is_told_everywhere(paged):
