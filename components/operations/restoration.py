@@ -15,7 +15,7 @@ from typing import Any
 from components import chain, files, storage
 from components.errors import Busy, Damaged, UserError
 from components.layout import Layout
-from components.operations import backup, databases, half_restored, healing, services
+from components.operations import backup, databases, half_restored, healing, running
 from components.operations.databases import BESIDE, CONTENT
 from components.operations.half_restored import JOURNAL
 from components.reporting import Progress
@@ -63,10 +63,8 @@ def reconcile(database: Path) -> list[str]:
 
 def check_servers_down(layout: Layout) -> None:
     """Raises Busy where a server or the worker of this checkout runs: it would go on writing to files that are replaced."""
-    recorded = services.read(layout)
-    running = [name for name in ("mlflow", "prefect", "worker") if services.process_of(recorded.get(name), layout)]
-    if running:
-        raise Busy(f"{' and '.join(running)} of this checkout {'run' if len(running) > 1 else 'runs'}; a restore needs them down. Run: lmworks down")
+    if alive := running.alive(layout):
+        raise Busy(f"{' and '.join(alive)} of this checkout {'run' if len(alive) > 1 else 'runs'}; a restore needs them down. Run: lmworks down")
 
 
 def read_index(source: Path) -> dict[str, Any]:

@@ -1,9 +1,4 @@
-"""The servers of one checkout: MLflow, Prefect and its worker, on loopback, in the background.
-
-`.lmworks/services.json` says what runs: {"mlflow": {"url", "pid", "started", "root"}, "prefect": …,
-"worker": …, "ports": {…}}. An entry counts only if pid, start time and folder match, so a reused pid
-or a copied checkout is never taken for a server of ours.
-"""
+"""The servers of one checkout: MLflow, Prefect and its worker, on loopback, in the background. What runs: running.py."""
 
 from __future__ import annotations
 
@@ -14,12 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from components import files, storage
 from components.errors import Busy, UserError
 from components.layout import Layout
-from components.operations import addresses, environment, half_restored, liveness, migrations, rest
+from components.operations import addresses, environment, half_restored, migrations, rest
 from components.operations.processes import (
     HOST,
     POOL,
@@ -31,12 +24,11 @@ from components.operations.processes import (
     free,
     last_lines,
     listens,
-    living,
     log_path,
-    port_of,
     spawn,
     stop_tree,
 )
+from components.operations.running import entry_of, mend, moved, ours, process_of, read, record, whole
 
 ROOM_BYTES = 16 * 2**20  # what databases and logs take before anybody can free something
 PATIENCE_S = 22  # with one that runs, but has much to do
@@ -48,56 +40,7 @@ def quiet(_text: str) -> None:
     """The default for `say`."""
 
 
-# --- what is recorded ----------------------------------------------------------------------------
-
-def read(layout: Layout) -> dict[str, Any]:
-    """services.json, or {}. Where it is damaged, what the running processes say of themselves: none of them must be forgotten."""
-    try:
-        return files.read_sealed(layout.services)
-    except FileNotFoundError:
-        return {}
-    except UserError:
-        return _asked(layout)
-
-
-def _mend_record(layout: Layout) -> None:
-    """A damaged services.json is written anew, from the processes themselves."""
-    try:
-        files.read_sealed(layout.services)
-    except FileNotFoundError:
-        pass
-    except UserError:
-        files.write_sealed(layout.services, _asked(layout))
-
-
-def _asked(layout: Layout) -> dict[str, Any]:
-    """What services.json would hold, from the processes themselves."""
-    recorded: dict[str, Any] = {}
-    for name, process in living(layout).items():
-        try:
-            port = port_of(process)
-            recorded[name] = _entry(layout, process.pid, f"http://{HOST}:{port}" if port else None)
-        except psutil.Error:
-            continue  # it ended meanwhile
-        if port:
-            recorded.setdefault("ports", {})[name] = port
-    return recorded
-
-
-def process_of(entry: Any, layout: Layout) -> psutil.Process | None:
-    """The live process that `entry` describes, if it is this checkout's."""
-    process = liveness.process_of(entry)
-    return process if process and entry.get("root") == str(layout.root) else None
-
-
-def _moved(entry: Any, layout: Layout) -> psutil.Process | None:
-    """A server that was started before this checkout was moved: it still writes to the old path."""
-    process = liveness.process_of(entry)
-    try:
-        return process if process and entry.get("root") != str(layout.root) and process.cwd() == str(layout.root) else None
-    except psutil.Error:
-        return None
-
+# --- where they are ------------------------------------------------------------------------------
 
 def outside(service: Service, layout: Layout) -> str | None:
     """The address that the environment gives, without Prefect's /api; None if it is that of our own server.
@@ -130,21 +73,6 @@ def address(layout: Layout, service: Service) -> str | None:
 
 # --- starting ------------------------------------------------------------------------------------
 
-def _entry(layout: Layout, pid: int, url: str | None) -> dict[str, Any]:
-    entry = {**liveness.entry(pid), "root": str(layout.root)}
-    return entry | ({"url": url} if url else {})
-
-
-def _record(layout: Layout, name: str, entry: dict[str, Any] | None, port: int | None = None) -> None:
-    recorded = read(layout)
-    recorded.pop(name, None)
-    if entry:
-        recorded[name] = entry
-    if port:
-        recorded.setdefault("ports", {})[name] = port
-    files.write_sealed(layout.services, recorded)
-
-
 @dataclass
 class _Start:
     service: Service
@@ -176,7 +104,7 @@ def _start_servers(layout: Layout, wanted: list[Service], asked: dict[str, int],
         for service in wanted:
             starts.append(start := begin(service, set()))
             # recorded before it answers: an interrupted start leaves nothing unknown behind
-            _record(layout, service.name, _entry(layout, start.process.pid, start.url), start.port)
+            record(layout, service.name, entry_of(layout, start.process.pid, start.url), start.port)
         deadline = time.monotonic() + START_S
         waiting = list(starts)
         while waiting:
@@ -190,7 +118,7 @@ def _start_servers(layout: Layout, wanted: list[Service], asked: dict[str, int],
                                         f"{log_path(layout, name)}:\n  {last_lines(layout, name)}")
                     again = begin(start.service, start.tried)  # somebody took the port between our look and its bind
                     start.process, start.port, start.tried = again.process, again.port, again.tried
-                    _record(layout, name, _entry(layout, start.process.pid, start.url), start.port)
+                    record(layout, name, entry_of(layout, start.process.pid, start.url), start.port)
                 elif rest.healthy(start.url + start.service.health) and listens(start.process.pid, start.port):
                     waiting.remove(start)
                     migrations.done(layout, start.service)
@@ -200,30 +128,30 @@ def _start_servers(layout: Layout, wanted: list[Service], asked: dict[str, int],
     except BaseException:
         for start in starts:
             stop_tree(start.process.pid, patience_s=5)
-            _record(layout, start.service.name, None)
+            record(layout, start.service.name, None)
         raise
 
 
 def _start_worker(layout: Layout) -> None:
-    process = spawn(layout, "worker", prefect_api=f"{address(layout, PREFECT)}/api")
-    _record(layout, "worker", _entry(layout, process.pid, None))
     api = rest.Prefect(f"{address(layout, PREFECT)}/api")
-    started_s, deadline = time.time(), time.monotonic() + 60
+    before = _heartbeats(api)
+    process = spawn(layout, "worker", prefect_api=api.api)
+    record(layout, "worker", entry_of(layout, process.pid, None))
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            _record(layout, "worker", None)
+            record(layout, "worker", None)
             raise UserError(f"the worker did not start; the end of {log_path(layout, 'worker')}:\n  {last_lines(layout, 'worker')}")
-        workers = api.send(f"/work_pools/{POOL}/workers/filter", {"limit": 20})
-        if any(worker["status"] == "ONLINE" and _heard_since(worker, started_s) for worker in workers):
+        if any(heard != before.get(name) for name, heard in _heartbeats(api).items()):
             return
         time.sleep(0.2)
     raise UserError(f"the worker (pid {process.pid}) did not report to Prefect within 60 s; see {log_path(layout, 'worker')}")
 
 
-def _heard_since(worker: dict[str, Any], moment_s: float) -> bool:
-    from datetime import datetime
-
-    return datetime.fromisoformat(worker["last_heartbeat_time"].replace("Z", "+00:00")).timestamp() >= moment_s - 0.5
+def _heartbeats(api: rest.Prefect) -> dict[str, str]:
+    """{worker: when it was heard last} of those that are there. Only whether it changes says something: the clock may be set meanwhile (C14)."""
+    workers = api.send(f"/work_pools/{POOL}/workers/filter", {"limit": 20})
+    return {worker["name"]: worker["last_heartbeat_time"] for worker in workers if worker["status"] == "ONLINE"}
 
 
 def ensure(layout: Layout, *, prefect: bool = True, mlflow: bool = True, worker: bool = False,
@@ -234,7 +162,9 @@ def ensure(layout: Layout, *, prefect: bool = True, mlflow: bool = True, worker:
     start or answer, an asked port that is taken.
     """
     half_restored.refuse(layout)
-    _mend_record(layout)
+    if not whole(layout):
+        with files.lock(layout.startup_lock, what="the start of the servers", wait_s=START_S):
+            mend(layout)
     wanted = [service for service in SERVERS if {"mlflow": mlflow, "prefect": prefect}[service.name]]
     for service in wanted:
         url = address(layout, service) if service.name in (ports or {}) else None
@@ -243,21 +173,8 @@ def ensure(layout: Layout, *, prefect: bool = True, mlflow: bool = True, worker:
     # an entry stands before its server answers: who sees one in that time waits at the lock for the process that starts it
     if not _all_run(layout, wanted, worker) or not all(_answers(layout, service) for service in wanted):
         with files.lock(layout.startup_lock, what="the start of the servers", wait_s=START_S):
-            missing = []
-            for service in wanted:
-                entry = read(layout).get(service.name)
-                if (old := _moved(entry, layout)) is not None:
-                    say(f"{service.name} was started before this checkout was moved: starting it again")
-                    stop_tree(old.pid)
-                if not outside(service, layout) and process_of(entry, layout) is None:
-                    end_orphans(layout, entry)
-                    missing.append(service)
-            if missing:
-                say(f"starting {' and '.join(service.name for service in missing)} …")
-                _start_servers(layout, missing, ports or {}, say)
-            if worker and process_of(read(layout).get("worker"), layout) is None:
-                say("starting the worker …")
-                _start_worker(layout)
+            worker = "worker" in _stop_moved(layout, [*(service.name for service in wanted), *(["worker"] if prefect else [])], say) or worker
+            _start_missing(layout, wanted, worker, ports or {}, say)
     addresses: dict[str, Any] = {}
     for service in wanted:
         url = address(layout, service)
@@ -272,6 +189,32 @@ def ensure(layout: Layout, *, prefect: bool = True, mlflow: bool = True, worker:
     if prefect:
         addresses["prefect"]["api"] = addresses["prefect"]["url"] + "/api"
     return addresses
+
+
+def _stop_moved(layout: Layout, names: list[str], say: Callable[[str], None]) -> list[str]:
+    """End what was started before this checkout was moved: it writes to the old place. Returns their names; a worker is to be started again, too."""
+    recorded, stopped = read(layout), []
+    for name in names:
+        if (old := moved(recorded.get(name), layout)) is not None:
+            say(f"{name} was started before this checkout was moved: starting it again")
+            stop_tree(old.pid)
+            stopped.append(name)
+    return stopped
+
+
+def _start_missing(layout: Layout, wanted: list[Service], worker: bool, ports: dict[str, int], say: Callable[[str], None]) -> None:
+    missing = []
+    for service in wanted:
+        entry = read(layout).get(service.name)
+        if not outside(service, layout) and process_of(entry, layout) is None:
+            end_orphans(layout, entry)
+            missing.append(service)
+    if missing:
+        say(f"starting {' and '.join(service.name for service in missing)} …")
+        _start_servers(layout, missing, ports, say)
+    if worker and process_of(read(layout).get("worker"), layout) is None:
+        say("starting the worker …")
+        _start_worker(layout)
 
 
 def _end_migration(layout: Layout, service: Service) -> None:
@@ -327,6 +270,7 @@ def down(layout: Layout, force: bool = False, say: Callable[[str], None] = quiet
         running = files.lock_holder(layout.run_lock)
         if running and not force:
             raise Busy(f"a run goes on in this checkout ({running}). Wait for it, or: lmworks down --force")
+        mend(layout)
         recorded, stopped = read(layout), []
         if process_of(recorded.get("mlflow"), layout) and layout.spool.exists():
             from components import tracking
@@ -335,14 +279,14 @@ def down(layout: Layout, force: bool = False, say: Callable[[str], None] = quiet
         if process_of(recorded.get("prefect"), layout):
             _drain_prefect(f"{recorded['prefect']['url']}/api")
         for name, patience_s in (("worker", 5), ("prefect", 10), ("mlflow", 10)):
-            process = process_of(recorded.get(name), layout)
+            process = ours(recorded.get(name), layout)
             if process is not None:
                 say(f"stopping {name} …")
                 stop_tree(process.pid, patience_s)
                 stopped.append(name)
             elif name != "worker":  # what a dead worker left is a run that goes on
                 end_orphans(layout, recorded.get(name))
-            _record(layout, name, None)
+            record(layout, name, None)
         return stopped
 
 

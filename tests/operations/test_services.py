@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -16,7 +17,16 @@ import pytest
 from components import files
 from components.errors import Busy, UserError
 from components.layout import Layout
-from components.operations import environment, liveness, processes, rest, services, unclean
+from components.operations import (
+    environment,
+    liveness,
+    processes,
+    rest,
+    restoration,
+    running,
+    services,
+    unclean,
+)
 
 pytestmark = pytest.mark.code
 
@@ -196,6 +206,118 @@ def test_C14_the_mark_of_a_process_does_not_follow_the_wall_clock(monkeypatch: p
     entry = liveness.entry(child.pid)
     child.wait()
     assert liveness.process_of(entry) is None
+
+
+def test_C14_a_worker_that_reports_is_known_though_the_clock_was_set_back(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    heard = [{"name": processes.POOL, "status": "ONLINE", "last_heartbeat_time": "2026-01-02T12:00:00Z"}]
+    child = subprocess.Popen(["sleep", "60"])
+
+    def spawn(*_: object, **_named: object) -> subprocess.Popen:
+        heard[0]["last_heartbeat_time"] = "2026-01-02T11:00:00Z"
+        return child
+
+    class Api(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(404, None)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(200, heard)
+
+        def answer(self, status: int, body: object) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Silent."""
+
+    server = HTTPServer(("127.0.0.1", 0), Api)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
+    monkeypatch.setattr(services, "spawn", spawn)
+    try:
+        services._start_worker(layout)
+        assert services.read(layout)["worker"]["pid"] == child.pid
+    finally:
+        child.kill()
+        child.wait()
+        server.shutdown()
+        server.server_close()
+
+
+STAND_INS = {"mlflow": "mlflow/__main__.py", "prefect": "flows/prefect_server.py", "worker": "prefect/__main__.py"}
+
+
+@pytest.fixture
+def live(layout: Layout):
+    """Live processes of a checkout below `layout`, with the command lines of the servers and the worker; their Layout and {name: process}."""
+    checkout = Layout(root=layout.root / "检 出")
+    for path in STAND_INS.values():
+        files.write_atomic(checkout.root / path, "import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+        files.write_atomic(checkout.root / path.replace(Path(path).name, "__init__.py"), "")
+    started = {name: subprocess.Popen([sys.executable, *processes.command(checkout, name, 5999)[1:]], cwd=checkout.root, text=True, start_new_session=True,
+                                      stdout=subprocess.PIPE, env=processes.environment_of(checkout, name, 5999, "http://127.0.0.1:1/api"))
+               for name in STAND_INS}
+    for name, process in started.items():
+        assert process.stdout.readline() == "ready\n"
+        running.record(checkout, name, running.entry_of(checkout, process.pid, None if name == "worker" else "http://127.0.0.1:1"))
+    yield checkout, started
+    for process in started.values():
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_D3_servers_whose_services_json_was_deleted_are_found_and_get_no_second_pair(live, monkeypatch: pytest.MonkeyPatch):
+    checkout, started = live
+    monkeypatch.setattr(services, "spawn", lambda *_args, **_named: pytest.fail("they run already"))
+    monkeypatch.setattr(services.rest, "healthy", lambda *_args, **_named: True)
+    checkout.services.unlink()
+    assert services.read(checkout) == {}, "asked often, so no process is looked at"
+    with pytest.raises(Busy, match="mlflow and prefect and worker of this checkout run; a restore needs them down"):
+        restoration.check_servers_down(checkout)
+    with pytest.raises(UserError, match="mlflow runs already, at http://127.0.0.1:5999; port 6001"):
+        services.ensure(checkout, ports={"mlflow": 6001})
+    checkout.services.unlink()
+    found = services.ensure(checkout, worker=True)
+    assert {name: services.read(checkout)[name]["pid"] for name in started} == {name: process.pid for name, process in started.items()}
+    assert found["mlflow"]["url"] == "http://127.0.0.1:5999"
+    checkout.services.unlink()
+    assert services.down(checkout) == ["worker", "prefect", "mlflow"]
+    assert all(process.wait(20) is not None for process in started.values())
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "services.json gone"])
+def test_servers_of_a_checkout_that_was_moved_are_known_and_stopped(live, recorded: bool):
+    checkout, started = live
+    if not recorded:
+        checkout.services.unlink()
+    moved = Layout(root=checkout.root.rename(checkout.root.with_name("moved")))
+    with pytest.raises(Busy, match="mlflow and prefect and worker of this checkout run"):
+        restoration.check_servers_down(moved)
+    assert services.down(moved) == ["worker", "prefect", "mlflow"]
+    assert all(process.wait(20) is not None for process in started.values()) and running.alive(moved) == []
+
+
+def test_after_a_move_the_worker_is_started_anew_with_the_servers(live, monkeypatch: pytest.MonkeyPatch):
+    checkout, started = live
+    moved = Layout(root=checkout.root.rename(checkout.root.with_name("moved")))
+    begun: list[str] = []
+
+    def spawn(layout: Layout, name: str, *_: object, **_named: object) -> subprocess.Popen:
+        begun.append(name)
+        started[f"new {name}"] = process = subprocess.Popen(["sleep", "60"], cwd=layout.root, stdout=subprocess.PIPE)
+        return process
+
+    monkeypatch.setattr(services, "spawn", spawn)
+    monkeypatch.setattr(services, "listens", lambda *_: True)
+    monkeypatch.setattr(services.rest, "healthy", lambda *_args, **_named: True)
+    monkeypatch.setattr(services, "_heartbeats", lambda *_: {"lmworks": str(len(begun))})
+    told: list[str] = []
+    services.ensure(moved, say=told.append)  # no worker was asked for, but one was there
+    assert begun == ["mlflow", "prefect", "worker"] and "worker was started before this checkout was moved: starting it again" in told
+    assert all(started[name].wait(20) is not None for name in STAND_INS) and running.alive(moved) == ["mlflow", "prefect", "worker"]
 
 
 def test_stop_tree_ends_children_too():
