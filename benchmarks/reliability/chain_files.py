@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.reliability.file_kinds import AS_WRITTEN, HEALED, MISSED, REFUSED, Kind, below, tree
+from benchmarks.reliability.file_kinds import AS_WRITTEN, HEALED, MISSED, NOTICED, REFUSED, Kind, below, tree
 from components import config as settings
 from components import files
 from components.errors import UserError
@@ -55,7 +55,7 @@ def of_chain(layout: Layout) -> list[Kind]:
         before = path.read_bytes()
         try:
             if staleness.stale(layout) or lock_file.wrong(layout, stages):
-                return HEALED
+                return NOTICED
             as_it_was = AS_WRITTEN if path.read_bytes() == before else HEALED  # by the copy that is kept of it
             return as_it_was if lock_file.read(layout) == written else MISSED
         except UserError as error:

