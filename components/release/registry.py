@@ -38,6 +38,7 @@ WEIGHTS, EVALUATION, VERDICT, CORPUS = "lmworks.weights_sha256", "lmworks.evalua
 TRAINED_COMMIT, RELEASE_COMMIT = "mlflow.source.git.commit", "lmworks.release_commit"  # of a run
 LANGUAGES = "lmworks.languages"
 FILES, REASON, CHANGED = "lmworks.files", "gate.reason.", "lmworks.changed"
+ANOTHER_NAME = "Choose another name: write it into the line `name:` of params.yaml, where all else stays as you set it, then: lmworks run"
 CARD = "README.md"
 LOGGED_MODEL = re.compile(r"models:/m-[0-9a-f]+")
 VOUCHED = "vouched.json"  # what the tag FILES says, for a consumer that asks no registry (components/serving/model_file.py)
@@ -107,8 +108,8 @@ def check_name(config: Config, layout: Layout) -> None:
     except mlflow_rest.Unreachable as error:
         raise UserError(f"the MLflow server at {address(layout)} does not answer ({error}). Run: lmworks up") from None
     if found and found["experiment"].get("lifecycle_stage") == "deleted":
-        raise UserError(f"experiment {config.name!r} was deleted in MLflow, where its name stays taken. Choose another name (lmworks use {config.preset} "
-                        f"--name NEW_NAME), or bring it back: MLFLOW_TRACKING_URI={address(layout)} mlflow experiments restore "
+        raise UserError(f"experiment {config.name!r} was deleted in MLflow, where its name stays taken. {ANOTHER_NAME}; "
+                        f"or bring it back: MLFLOW_TRACKING_URI={address(layout)} mlflow experiments restore "
                         f"--experiment-id {found['experiment']['experiment_id']}")
     mine = corpus_identity(config)
     for name in names(config):
@@ -116,7 +117,7 @@ def check_name(config: Config, layout: Layout) -> None:
         other = (model or {"tags": {}})["tags"].get(CORPUS, mine)
         if other != mine:
             raise UserError(f"model {name!r} is registered with corpus {other!r}; params.yaml has corpus.source={mine!r}, and one name "
-                            f"never mixes corpora. Choose another name: lmworks use {config.preset} --corpus {mine} --name NEW_NAME")
+                            f"never mixes corpora. {ANOTHER_NAME}")
 
 
 def ensure_registered(mlflow_client: Any, name: str, config: Config, description: str) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 import checkout
 import pytest
 
+from components import config as settings
+from components import files
 from components.errors import UserError
+from components.layout import Layout
 from components.release import gates, lineage, registry
 from components.release.release import Decision, sentence
 
@@ -22,8 +25,25 @@ def test_a_deleted_experiment_is_refused_before_anything_trains(mlflow_url: str,
     registry.check_name(config, layout)
     experiment = client.create_experiment("binned")
     client.delete_experiment(experiment)
-    with pytest.raises(UserError, match=f"deleted in MLflow.*--name NEW_NAME.*experiments restore --experiment-id {experiment}"):
+    with pytest.raises(UserError, match=f"deleted in MLflow.*the line `name:` of params.yaml.*experiments restore --experiment-id {experiment}"):
         registry.check_name(config, layout)
+
+
+@pytest.mark.parametrize("source", ["embedded", "my texts/it's $HOME"])
+def test_what_is_advised_where_the_name_is_of_another_corpus_works_and_keeps_every_setting(mlflow_url: str, tmp_path: Path, source: str):
+    mine = checkout.configuration(name="mixed", **{"corpus.source": source, "corpus.records": "my records.jsonl"})
+    layout = Layout(root=tmp_path)
+    files.write_atomic(layout.params, settings.render(mine))
+    registry.ensure_registered(registry.client(layout), "mixed", checkout.configuration(name="mixed", **{"corpus.source": "elsewhere"}), "")
+    with pytest.raises(UserError, match="'elsewhere'.*never mixes corpora.*the line `name:` of params.yaml") as refused:
+        registry.check_name(mine, layout)
+    assert "--corpus" not in str(refused.value)
+    text = layout.params.read_text()
+    assert text.count("\nname: mixed ") == 1
+    files.write_atomic(layout.params, text.replace("\nname: mixed ", "\nname: unmixed "))
+    renamed = settings.load(layout.params)
+    registry.check_name(renamed, layout)
+    assert renamed == mine.model_copy(update={"name": "unmixed"})
 
 
 def test_a_champion_whose_gate_says_no_now_is_not_called_promoted():

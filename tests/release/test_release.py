@@ -162,7 +162,7 @@ def test_imported_base_releases_instruct_alone(mlflow_url, tmp_path):
 def test_same_name_with_another_corpus_is_refused_before_anything_trains(first):
     config, layout, _, client = first
     other = checkout.configuration(name="first", **{"corpus.source": "my-texts"})
-    with pytest.raises(UserError, match="'embedded'.*'my-texts'.*--name"):
+    with pytest.raises(UserError, match="'embedded'.*'my-texts'.*the line `name:` of params.yaml"):
         registry.check_name(other, layout)
     with pytest.raises(UserError):
         releasing.release(other, layout)
