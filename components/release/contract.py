@@ -1,6 +1,7 @@
 """What whoever calls a model relies on, and whether a new version keeps it: the signature, the context, the chat template, the requirements.
 
-Additions (a param more, a longer context, a wider range of versions) break nobody; what is taken away or changed does.
+Additions (a param more, a longer context, a wider range of versions) break nobody; what is taken away or changed does, a param's
+default too (that of max_new_tokens follows a context below 128 tokens).
 """
 
 from __future__ import annotations
@@ -118,6 +119,8 @@ def _params(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[st
         elif (mine.get("type"), mine.get("shape")) != (param.get("type"), param.get("shape")):
             sentences.append(f"{param['name']} {param.get('type')} → {mine.get('type')}" if mine.get("type") != param.get("type")
                              else f"{param['name']} has another shape")
+        elif mine.get("default") != param.get("default"):  # who leaves it out gets another answer
+            sentences.append(f"{param['name']}: default {json.dumps(param.get('default'))} → {json.dumps(mine.get('default'))}")
     return sentences
 
 

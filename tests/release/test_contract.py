@@ -24,6 +24,7 @@ SEED = {"name": "seed", "type": "long", "default": 0, "shape": None}
 @pytest.mark.parametrize(("part", "other", "words"), [
     ("params", {"params": [SEED]}, "temperature is gone"),
     ("params", {"params": [SEED, {"name": "temperature", "type": "long", "default": 1, "shape": None}]}, "temperature double → long"),
+    ("params", {"params": [SEED, {"name": "temperature", "type": "double", "default": 0.7, "shape": None}]}, "temperature: default 0.8 → 0.7"),
     ("context", {"context": 64}, "128 → 64 tokens"),
     ("chat_template", {"chat_template": "b" * 64}, "aaaaaaaaaaaa → bbbbbbbbbbbb"),
     ("inputs", {"inputs": [{"type": "long", "required": True}]}, "string → long"),

@@ -109,7 +109,7 @@ def test_a_broken_contract_blocks_and_is_told_everywhere(paged):
     version = client.get_model_version(NAME, "2")
     assert version.tags["gate.verdict"] == "failed" and client.get_model_version_by_alias(NAME, "champion").version == "1"
     failed = {key for key, value in version.tags.items() if key.startswith("gate.reason.") and value.startswith("no")}
-    assert failed == {"gate.reason.contract"} and "context: 64 → 32 tokens" in version.tags["gate.reason.contract"]
+    assert failed == {"gate.reason.contract"} and "params: max_new_tokens: default 32 → 16" in version.tags["gate.reason.contract"] and "context: 64 → 32 tokens" in version.tags["gate.reason.contract"]
     assert "context: 64 → 32 tokens" in version.description and "allow\\_contract\\_break" in version.description
     readme = Path(client.download_artifacts(version.run_id, "README.md")).read_text()
     assert "context: 64 → 32 tokens" in readme and "tried with mlflow" in readme
@@ -132,7 +132,7 @@ def test_H2_moved_by_hand_is_shown_and_the_next_promotion_goes_on(paged):
     text = client.get_registered_model(NAME).description
     assert "**Not gated: the alias champion was moved by hand to version 2; the last recorded promotion is of version 1.**" in text
 
-    allowed = {"gates.allow_contract_break": ["context"]}
+    allowed = {"gates.allow_contract_break": ["context", "params"]}
     released(layout, **allowed)
     assert entry(layout, 2)["gated"] is True and entry(layout, 2)["note"] is None
     assert "as gates.allow_contract_break allows" in client.get_model_version(NAME, "2").tags["gate.reason.contract"]
@@ -168,7 +168,7 @@ def test_H2_what_a_hand_moved_stands_on_the_page_after_up_and_after_a_rollback(p
     client.set_registered_model_alias(NAME, "champion", "1")
     assert not releasing.receipt_current(config, layout)  # so lmworks run goes on to the release, which writes the page anew
     assert "Ask **Ann** first. $5 \\1\n" in page()
-    released(layout, **{"gates.allow_contract_break": ["context"]})
+    released(layout, **{"gates.allow_contract_break": ["context", "params"]})
     assert "**Version 2 is the champion.**" in page() and releasing.receipt_current(config, layout)
 
 
