@@ -21,55 +21,7 @@ from components.release import release as releasing
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 HERE, THERE = "10.77.41.1", "10.77.41.2"
 
-CONSUMER = r"""
-import hashlib, json, os, signal, subprocess, sys, time, urllib.error, urllib.request
-import mlflow
-from pathlib import Path
-
-URI, PORT, PARAMS = "models:/afar-instruct@champion", 5330, {"max_new_tokens": 8, "seed": 3}
-try:
-    import components
-except ImportError:
-    pass
-else:
-    raise SystemExit(f"the checkout is in sight: {components.__path__}")
-model = mlflow.pyfunc.load_model(URI)
-told = {"text": model.predict(["The king"], params=PARAMS)[0], "about": model.unwrap_python_model().about(), "metadata": model.metadata.metadata}
-folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=URI, dst_path="kept"), "artifacts", "model")
-for name, entry in json.loads((folder / "manifest.json").read_bytes())["files"].items():
-    assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"], name
-told["weights"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-told["strangers"] = sorted({name.split(".")[0] for name in sys.modules} & {"components", "flows", "prefect", "dvc", "great_expectations"})
-try:
-    urllib.request.urlopen("http://127.0.0.1:" + os.environ["MLFLOW_TRACKING_URI"].rsplit(":", 1)[1], timeout=2)
-except OSError:
-    told["alone"] = True  # this is another host: nothing listens on its own loopback
-
-def ask(params, prompt="The king"):
-    body = json.dumps({"inputs": [prompt], "params": params}).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{PORT}/invocations", data=body, headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read())["predictions"][0]
-
-with open("serve.log", "wb") as log:
-    line = [sys.executable, "-m", "mlflow", "models", "serve", "-m", URI, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(PORT)]
-    server = subprocess.Popen(line, stdout=log, stderr=log, start_new_session=True)
-try:
-    for _ in range(600):
-        try:
-            told["served"] = ask(PARAMS)
-            break
-        except urllib.error.URLError:
-            if server.poll() is not None:
-                raise SystemExit(Path("serve.log").read_text())
-            time.sleep(0.2)
-    told["served_about"] = json.loads(ask({"about": True}, ""))
-finally:
-    os.killpg(server.pid, signal.SIGTERM)
-    server.wait(30)
-told["serve_log"] = Path("serve.log").read_text()
-print(json.dumps(told))
-"""
+CONSUMER = Path(__file__).with_name("consumer.py")
 
 
 def ip(*arguments: str) -> subprocess.CompletedProcess:
@@ -121,11 +73,11 @@ def without_checkout(folder: Path, command: list[str]) -> list[str]:
 
 def test_consumer_on_another_host_answers_says_who_and_sees_no_warning(afar, other_host, tmp_path):
     url, layout = afar
-    (tmp_path / "consumer.py").write_text(CONSUMER)
+    shutil.copy(CONSUMER, tmp_path)
     python = Path(sys.prefix).resolve() / "bin" / "python"
     command = ["ip", "netns", "exec", other_host, "env", "-i", f"PATH={python.parent}:/usr/bin:/bin", f"HOME={tmp_path}", "LANG=C.UTF-8",
                f"MLFLOW_TRACKING_URI={url}", "OMP_NUM_THREADS=1", "MLFLOW_DISABLE_TELEMETRY=true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR=false",
-               str(python), "-P", "consumer.py"]
+               str(python), "-P", "consumer.py", "models:/afar-instruct@champion", "5330"]
     done = subprocess.run(without_checkout(tmp_path, command), capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr + done.stdout
     assert done.stderr == ""
