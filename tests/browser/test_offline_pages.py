@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import urllib.request
+from pathlib import Path
+
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -11,6 +15,7 @@ from tests.browser.watched import watched
 pytestmark = pytest.mark.browser
 
 PAGES = {"blocked": ".lmworks/blocked/ingest/validation.html", "clean": "data/clean/validation.html", "evaluation": "data/evaluation/report.html"}
+DATA_REPORT = "data/report.html"  # lies among the artifacts of a run, for whoever downloads it
 
 
 def fonts(page: Page, selector: str) -> list[str]:
@@ -23,10 +28,18 @@ def fonts(page: Page, selector: str) -> list[str]:
     return [font["familyName"] for font in session.send("CSS.getPlatformFontsForNode", {"nodeId": node})["fonts"]]
 
 
+def data_report(chains: Chains, folder: Path) -> Path:
+    kept = folder / "report.html"
+    address = f"{chains.mlflow}/get-artifact?run_uuid={chains.promoted.runs['pretrain']}&path={DATA_REPORT}"
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        kept.write_bytes(answer.read())
+    return kept
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("which", list(PAGES))
-def test_a_page_opens_from_the_disk_and_asks_for_nothing(chromium: Browser, chains: Chains, which: str, scheme: str):
-    path = chains.checkout.root / PAGES[which]
+@pytest.mark.parametrize("which", [*PAGES, "data"])
+def test_a_page_opens_from_the_disk_and_asks_for_nothing(chromium: Browser, chains: Chains, which: str, scheme: str, tmp_path: Path):
+    path = chains.checkout.root / PAGES[which] if which in PAGES else data_report(chains, tmp_path)
     with watched(chromium, offline=True, color_scheme=scheme) as visit:
         page = visit.page
         page.goto(path.as_uri())
@@ -46,4 +59,12 @@ def test_the_page_of_blocked_data_shows_chinese_and_runs_nothing_that_stood_in_t
         expect(page.get_by_text(FAULTY_FILE).first).to_be_visible()
         expect(page.get_by_text("<script>").first).to_be_visible()
         assert page.title() != "run" and page.locator("img[src=x]").count() == 0
+        assert any("CJK" in font or "Hei" in font or "Song" in font for font in fonts(page, ":lang(zh):not(:has(*))")), "no Chinese font was used"
+
+
+def test_the_report_of_the_data_shows_chinese_in_a_chinese_font(chromium: Browser, chains: Chains, tmp_path: Path):
+    with watched(chromium, offline=True) as visit:
+        page = visit.page
+        page.goto(data_report(chains, tmp_path).as_uri())
+        expect(page.get_by_text(re.compile("[一-鿿]{4,}")).first).to_be_visible()
         assert any("CJK" in font or "Hei" in font or "Song" in font for font in fonts(page, ":lang(zh):not(:has(*))")), "no Chinese font was used"

@@ -28,7 +28,7 @@ def test_the_list_of_runs_says_who_when_and_what(visit: Watched, chains: Chains)
     page = visit.page
     page.goto(f"{chains.prefect}/runs")
     for chain, verdict in ((chains.promoted, "Promoted"), (chains.refused, "Not promoted"), (chains.blocked, "Blocked")):
-        expect(run_link(page, chain.flow_run)).to_contain_text(re.compile(rf"^({NAME}|{BLOCKED_NAME}) \d{{4}}-\d\d-\d\d \d\d:\d\d corpus "), timeout=SLOW)
+        expect(run_link(page, chain.flow_run)).to_contain_text(re.compile(rf"^({NAME}|{BLOCKED_NAME}) \d{{4}}-\d\d-\d\d \d\d:\d\d UTC corpus "), timeout=SLOW)
         shown(page, re.compile(f"^{verdict}$"))
     visit.picture("prefect-runs")
 
