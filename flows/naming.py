@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ CORPUS = re.compile(r" corpus [^/]*$")
 
 
 def flow_run_name() -> str:
-    """`tiny nightly refresh 2026-11-24 21:50 corpus 3f2a91`: NAME, schedule and deployment where there is one, first start, corpus."""
+    """`tiny nightly refresh 2026-11-24 02:30 UTC corpus 3f2a91`: NAME, schedule and deployment where there is one, first start (in UTC, as
+    the schedules are), corpus."""
     run, layout = _run(), Layout()
     config = _config(layout)
     if run is not None and run.start_time:  # a retry: people look for the night's date
         return CORPUS.sub("", run.name) + corpus_in_words(config, layout)
-    parts = [config.name if config else "lmworks", _schedule(run), deployment(), time.strftime("%Y-%m-%d %H:%M")]
+    parts = [config.name if config else "lmworks", _schedule(run), deployment(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")]
     return " ".join(part for part in parts if part) + corpus_in_words(config, layout)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,12 +89,20 @@ def test_a_runs_name_says_who_when_and_what(tmp_path: Path, monkeypatch: pytest.
     run = SimpleNamespace(created_by=SimpleNamespace(type="SCHEDULE", display_value="nightly"), start_time=None, deployment_id=None, name="x", tags=[])
     monkeypatch.setattr(naming, "Layout", lambda: layout)
     monkeypatch.setattr(naming, "_run", lambda: run)
-    assert re.fullmatch(r"corpus-3fa2bc nightly \d{4}-\d\d-\d\d \d\d:\d\d corpus 我的语料 3f2a91", naming.flow_run_name())
-    run.start_time, run.name = datetime.now(), "corpus-3fa2bc nightly 2026-11-24 21:50 corpus 我的语料 000000"
-    assert naming.flow_run_name() == "corpus-3fa2bc nightly 2026-11-24 21:50 corpus 我的语料 3f2a91", "a retry keeps the night's date"
+    assert re.fullmatch(r"corpus-3fa2bc nightly \d{4}-\d\d-\d\d \d\d:\d\d UTC corpus 我的语料 3f2a91", naming.flow_run_name())
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")  # 5:45 from UTC
+    time.tzset()
+    told = datetime.strptime(naming.flow_run_name()[len("corpus-3fa2bc nightly "):][:16], "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
+    assert abs(datetime.now(UTC) - told) < timedelta(hours=1), "as the schedules are, whatever the machine's clock shows"
+    monkeypatch.undo()
+    time.tzset()
+    monkeypatch.setattr(naming, "Layout", lambda: layout)
+    monkeypatch.setattr(naming, "_run", lambda: run)
+    run.start_time, run.name = datetime.now(), "corpus-3fa2bc nightly 2026-11-24 02:30 UTC corpus 我的语料 000000"
+    assert naming.flow_run_name() == "corpus-3fa2bc nightly 2026-11-24 02:30 UTC corpus 我的语料 3f2a91", "a retry keeps the night's date"
     layout.params.unlink()
     run.start_time, run.created_by = None, None
-    assert re.fullmatch(r"lmworks \d{4}-\d\d-\d\d \d\d:\d\d corpus 3f2a91", naming.flow_run_name()), "broken settings are told by the run, not by its name"
+    assert re.fullmatch(r"lmworks \d{4}-\d\d-\d\d \d\d:\d\d UTC corpus 3f2a91", naming.flow_run_name()), "broken settings are told by the run, not by its name"
 
 
 def test_selection_takes_both_ends_and_names_the_near_one():

@@ -108,7 +108,7 @@ def test_a_triggered_run_is_the_same_chain_and_waits_for_the_lock(checkout: Any,
     run = ask(checkout, release=False)
     assert ended(checkout, run) == ("COMPLETED", "Ready")
     found = checkout.api().get(f"/flow_runs/{run}")
-    assert re.fullmatch(r"mini chain \d{4}-\d\d-\d\d \d\d:\d\d corpus 语料 [0-9a-f]{6}", found["name"]), found["name"]
+    assert re.fullmatch(r"mini chain \d{4}-\d\d-\d\d \d\d:\d\d UTC corpus 语料 [0-9a-f]{6}", found["name"]), found["name"]
     assert found["tags"] == ["chain", "lmworks", "mini", "tiny"]
     assert json.loads((checkout.root / "told.json").read_text())["LMWORKS_DEPLOYMENT"] == "chain"
     run = ask(checkout, release=False)
