@@ -1,4 +1,5 @@
-"""Saved views of the experiment's page, so that nobody has to find the columns: *Training*, *Champion against candidate*, *Nightly*.
+"""Saved views of the experiment's page, so that nobody has to find the columns: *Training*, *Champion against candidate*, *Nightly
+(trained by a deployment)*.
 
 MLflow keeps a view as a tag of the experiment: a name, when it was made, and the state of its page, packed. It has no call for it.
 """
@@ -52,7 +53,8 @@ def views(run_ids: list[str], figures: list[str]) -> dict[str, tuple[str, dict[s
         "lmworks-champion": ("Champion against candidate", _state(
             f"attributes.run_id IN ({listed})",
             ["attributes.`Models`", "tags.`lmworks.verdict`", *figures, *BEST, *WHAT], BY_NAME)),
-        "lmworks-nightly": ("Nightly", _state(
+        # the nightly refresh looks for new data and trains nothing: what stands here a deployment trained, at night or by hand
+        "lmworks-nightly": ("Nightly (trained by a deployment)", _state(
             "tags.`lmworks.deployment` LIKE '%'", ["tags.`lmworks.deployment`", "tags.`lmworks.verdict`", "tags.`lmworks.prefect_run`",
                                                    "tags.`lmworks.corpus_digest`", "tags.`lmworks.error`", *figures]))}
 

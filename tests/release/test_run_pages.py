@@ -210,7 +210,7 @@ def test_views_are_there_and_show_what_was_held_against_what(pair):
     _, _, released, client = pair
     read = {key.removeprefix(views.VIEW): json.loads(value) for key, value in view_tags(client).items()}
     ours = {key: view["name"] for key, view in read.items() if key.startswith("lmworks-")}
-    assert sorted(ours.values()) == ["Champion against candidate", "Nightly", "Training"]
+    assert sorted(ours.values()) == ["Champion against candidate", "Nightly (trained by a deployment)", "Training"]
     state = views.unpacked(read["lmworks-champion"]["state"])
     runs = {decision.run_id for decisions in released for decision in decisions}
     assert {run.info.run_id for run in client.search_runs([experiment_of(client)], state["searchFilter"])} == runs
