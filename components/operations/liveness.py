@@ -5,6 +5,7 @@ The start is counted from boot: a clock that is set, or a virtual machine that w
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,12 @@ def started(pid: int) -> str:
         import psutil
 
         return f"{psutil.Process(pid).create_time():.2f}"  # not Linux, or no such process
+
+
+def of_this_boot(recorded: dict[str, Any]) -> bool:
+    """Whether what was recorded can have left anything: a boot ends every process, and its numbers are given anew."""
+    mark = str(recorded.get("started"))
+    return "-" not in mark or mark.partition("-")[0] == started(os.getpid()).partition("-")[0]
 
 
 def entry(pid: int) -> dict[str, Any]:

@@ -116,10 +116,11 @@ def environment_of(layout: Layout, name: str, port: int, prefect_api: str) -> di
 def end_orphans(layout: Layout, entry: Any) -> None:
     """Stop what a dead server left behind: MLflow's process waits for one below it, which lives on and holds port and database.
 
-    They are of the session that the server led; the number of a session is given to no new process while one of its members lives.
+    They are of the session that the server led; the number of a session is given to no new process while one of its members lives. So where
+    a process has it now, whoever that is, none of them is left: the session may be that of a person's shell.
     """
     pid = entry.get("pid") if isinstance(entry, dict) else None
-    if not isinstance(pid, int) or liveness.process_of(entry) is not None:
+    if not isinstance(pid, int) or _lives(pid) or not liveness.of_this_boot(entry):
         return
     for process in psutil.process_iter():
         try:
@@ -127,6 +128,13 @@ def end_orphans(layout: Layout, entry: Any) -> None:
                 stop_tree(process.pid, patience_s=3)
         except (psutil.Error, ProcessLookupError, PermissionError):
             continue
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def living(layout: Layout) -> dict[str, psutil.Process]:

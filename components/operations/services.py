@@ -114,7 +114,8 @@ def _start_servers(layout: Layout, wanted: list[Service], asked: dict[str, int],
                     # who looks whether a port is free holds it for a moment, too: then it is free again, but our server is gone
                     taken = not free(start.port) or IN_USE in last_lines(layout, name)
                     if not taken or len(start.tried) > 5:
-                        raise UserError(f"{name} did not start.{migrations.note(layout, start.service)} {storage.tight(layout.root)}The end of "
+                        tight = f" {full}." if (full := storage.tight(layout.root)) else ""
+                        raise UserError(f"{name} did not start.{migrations.note(layout, start.service)}{tight} The end of "
                                         f"{log_path(layout, name)}:\n  {last_lines(layout, name)}")
                     again = begin(start.service, start.tried)  # somebody took the port between our look and its bind
                     start.process, start.port, start.tried = again.process, again.port, again.tried

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -115,9 +116,13 @@ def test_a_server_that_dies_at_once_is_one_clear_error_and_leaves_no_entry(layou
         return subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
 
     monkeypatch.setattr(services, "spawn", spawn)
-    with pytest.raises(UserError, match="file is not a database"):
+    log = re.escape(str(processes.log_path(layout, "mlflow")))
+    with pytest.raises(UserError, match=f"^mlflow did not start. The end of {log}:\n  sqlite3.DatabaseError: file is not a database$"):
         services.ensure(layout, prefect=False)
     assert "mlflow" not in services.read(layout)
+    monkeypatch.setattr(services.storage, "TIGHT_BYTES", 2**62)  # so that this disk has too little room
+    with pytest.raises(UserError, match=f"^mlflow did not start. no space in .*, then run again. The end of {log}:"):
+        services.ensure(layout, prefect=False)
 
 
 def test_an_asked_port_that_is_taken_leaves_no_server_behind_that_was_begun_before(layout: Layout, listener: int, monkeypatch: pytest.MonkeyPatch):
@@ -244,6 +249,30 @@ def test_C14_a_worker_that_reports_is_known_though_the_clock_was_set_back(layout
         child.wait()
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize("leader", ["lives", "has ended", "has ended, another boot"])
+def test_G2_only_a_dead_servers_own_session_is_searched_for_what_it_left(layout: Layout, leader: str):
+    """The leader stands for a server; or, where its start is not the recorded one, for a shell that has its number now."""
+    shell = subprocess.Popen([sys.executable, "-c", "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); sys.stdin.read()"],
+                             cwd=layout.root, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(shell.stdout.readline()))
+    entry = liveness.entry(shell.pid)
+    boot, _, ticks = entry["started"].partition("-")
+    try:
+        if leader == "lives":
+            entry["started"] = f"{boot}-{int(ticks) - 1}"
+        else:
+            shell.kill()
+            shell.wait()
+            entry["started"] = f"{'00000000' if 'another' in leader else boot}-{ticks}"
+        processes.end_orphans(layout, entry)
+        ended = not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+        assert ended == (leader == "has ended")
+    finally:
+        child.kill() if child.is_running() else None
+        shell.kill()
+        shell.communicate()
 
 
 STAND_INS = {"mlflow": "mlflow/__main__.py", "prefect": "flows/prefect_server.py", "worker": "prefect/__main__.py"}
