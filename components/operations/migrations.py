@@ -21,7 +21,7 @@ from components import files
 from components.errors import Damaged, UserError
 from components.layout import Layout
 from components.operations import databases, environment
-from components.operations.processes import MLFLOW, Service
+from components.operations.processes import MLFLOW, Service, log_path
 
 MIGRATIONS = {"mlflow": "store/db_migrations/versions", "prefect": "server/database/_migrations/versions/sqlite"}  # inside the packages
 REVISION = re.compile(r"^revision\b[^=\n]*=\s*[\"'](\w+)[\"']", re.M)
@@ -121,8 +121,9 @@ def _evidence(layout: Layout, service: Service, path: Path) -> str | None:
     if service is MLFLOW:
         used = layout.artifacts.is_dir() and any(layout.artifacts.iterdir())
         return f"{layout.artifacts.relative_to(layout.root)} holds files" if used else None
-    if not path.exists() or copy_of(layout, service).exists():  # the copy: its first start has not ended
-        return None  # what Prefect knows is history: nothing else refers to it
+    # runs may have been another server's; ours never had a database, or has it not yet: its first start has not ended
+    if copy_of(layout, service).exists() or not (path.exists() or log_path(layout, service.name).exists()):
+        return None
     return next((f"{known.relative_to(layout.root)} tells of runs" for known in (layout.last_run, layout.scheduled) if known.exists()), None)
 
 

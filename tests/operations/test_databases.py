@@ -88,6 +88,16 @@ def test_E4_an_emptied_or_lost_database_is_never_made_anew_where_something_leans
     files.write_json(layout.last_run, {"format": 1})
     with pytest.raises(Damaged, match=r"prefect\.db is empty, but \.lmworks/last-run\.json tells of runs"):
         services.ensure(layout, mlflow=False)
+    layout.prefect_database.unlink()
+    assert migrations.wrong_with(layout, PREFECT) is None, "the run was one of another server: ours was never started here"
+    files.write_atomic(processes.log_path(layout, "prefect"), "")
+    for told in (layout.last_run, layout.scheduled):
+        files.write_json(told, {"format": 1})
+        with pytest.raises(Damaged, match=rf"prefect\.db is gone, but \.lmworks/{told.name} tells of runs.*lmworks restore PATH --databases.*begin anew: move"):
+            services.ensure(layout, mlflow=False)
+        assert not layout.prefect_database.exists()
+        told.unlink()
+    assert migrations.wrong_with(layout, PREFECT) is None
 
 
 @pytest.mark.parametrize("service", [MLFLOW, PREFECT], ids=["mlflow", "prefect"])
