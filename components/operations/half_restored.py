@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components import files
-from components.errors import UserError
+from components.errors import Damaged, UserError
 from components.layout import Layout
 
 JOURNAL = "journal.json"
@@ -25,20 +25,27 @@ def staging(layout: Layout) -> Path:
 def journal(layout: Layout) -> dict[str, Any] | None:
     """{"source": the backup, "moves": {path: newest change in ns}} of a restore that did not end; None without one. Raises Damaged."""
     path = staging(layout) / JOURNAL
-    return files.read_sealed(path) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        written = files.read_sealed(path)
+        if isinstance(written["source"], str) and isinstance(written["moves"], dict):
+            return written
+    except (Damaged, KeyError):
+        pass
+    raise Damaged(f"a restore was killed in the middle: part of this checkout is the backup's, part is not, and {path}, which says what was moved, is "
+                  f"damaged. So nothing can be taken back by itself. Move {path.parent} away (what stood here before is in its folder before/), then restore "
+                  "into a fresh clone (git clone, make setup, lmworks restore PATH); or run that here: it names what is in its way and must be moved, too")
 
 
 def told(layout: Layout) -> str | None:
     """What a person must know and do, in a sentence; None where no restore was killed halfway."""
     try:
         written = journal(layout)
-        if written is None:
-            return None
-        source = shlex.quote(str(written["source"]))
-    except (UserError, KeyError, TypeError):
-        source = "PATH"
-    return (f"a restore was killed in the middle: part of this checkout is the backup's, part is not. Run it again: lmworks restore {source} "
-            "(it takes back what it had moved, and begins anew)")
+    except Damaged as error:
+        return str(error)
+    return written and (f"a restore was killed in the middle: part of this checkout is the backup's, part is not. Run it again: lmworks restore "
+                        f"{shlex.quote(written['source'])} (it takes back what it had moved, and begins anew)")
 
 
 def refuse(layout: Layout) -> None:

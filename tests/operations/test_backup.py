@@ -251,13 +251,35 @@ def test_E8_a_half_finished_restore_is_known_to_everything_that_would_work_there
             attempt()
         assert tree_of(new.root) == after, what
     assert re.match(words, status.activity(new)["restore"])
-    monkeypatch.setattr(doctor, "_gpu", lambda _wanted: {"check": "GPU"})  # it imports torch
+    monkeypatch.setattr(doctor, "_gpu", lambda _layout: {"check": "GPU"})  # it imports torch
     told = next(row for row in doctor.findings(new) if row["check"] == "restore")
     assert not told["ok"] and re.match(words, told["found"])
     monkeypatch.setattr(run, "Layout", lambda: new)
     with pytest.raises(UserError, match=words):
         run.run()
     restoration.restore(new, tmp_path / "my backups")
+    assert status.activity(new)["restore"] is None and databases.rows(new.mlflow_database, "runs") == 3
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:50], lambda whole: whole.replace(b"params", b"parems"), lambda _whole: b"{}"], ids=["cut", "changed", "other"])
+def test_D3_E8_a_damaged_journal_of_a_restore_is_told_with_the_way_out(layout: Layout, tmp_path: Path, damage):
+    backup.create(layout, tmp_path / "b")
+    new = empty(tmp_path)
+    killed_among_the_renames(new, tmp_path / "b", at="params.yaml")
+    staging = new.state / "restore"
+    (staging / "journal.json").write_bytes(damage((staging / "journal.json").read_bytes()))
+    told = status.activity(new)["restore"]
+    assert f"{staging}/journal.json" in told and f"Move {staging} away" in told
+    for attempt in (lambda: restoration.restore(new, tmp_path / "b"), lambda: services.ensure(new)):
+        with pytest.raises(UserError) as caught:
+            attempt()
+        assert str(caught.value) == told
+    staging.rename(tmp_path / "away")  # as it says
+    with pytest.raises(UserError, match="this checkout is not empty: mlruns/artifacts.*move these away") as caught:
+        restoration.restore(new, tmp_path / "b")
+    for number, name in enumerate(str(caught.value).partition("not empty: ")[2].partition(". A restore")[0].split(", ")):
+        (new.root / name).rename(tmp_path / "away" / str(number))
+    restoration.restore(new, tmp_path / "b")
     assert status.activity(new)["restore"] is None and databases.rows(new.mlflow_database, "runs") == 3
 
 
