@@ -246,6 +246,9 @@ def run_stage_task(name: str) -> State:
     record = StageRecord(name, why=staleness.why(layout, name))
     # a stage that must run makes its outs anew; of any other every byte is hashed before something leans on it
     damaged = healing.damage(layout, name) if staleness.outputs_alone(record.why) else []
+    if record.why and not damaged and staleness.outputs_changed(record.why):  # DVC says so of whole outputs: its memory of them may be wrong
+        staleness.forget(layout)
+        record.why = staleness.why(layout, name)
     if not record.why and not damaged and (wrong := lock_file.wrong(layout, [name])):
         logger.warning("%s: %s; healing", name, wrong)
         lock_file.record_again(layout, name)

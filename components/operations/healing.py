@@ -1,6 +1,6 @@
 """A damaged out made whole: from DVC's cache where its objects are good, else by running its stage again.
 
-DVC hands out whatever lies in its cache, and looks at times before it looks at bytes (FAULTS.md A12, A13); so objects are hashed
+DVC hands out whatever lies in its cache, and looks at times before it looks at bytes (tests/CATALOGUE.md A12, A13); so objects are hashed
 here, bad ones are deleted, and what they would restore is checked against its manifest before it takes its place.
 """
 

@@ -60,6 +60,7 @@ def check_dvc_yaml(layout: Layout) -> None:
 def _repo(layout: Layout) -> Iterator[Any]:
     """An open DVC repository under its lock; other commands are waited for. DVC's errors become ours."""
     environment.apply(layout)
+    _close_memory(layout)
     healing.dvc_config(layout)  # DVC does not say of every damage there which file it is in
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
@@ -101,9 +102,27 @@ def _ask(layout: Layout, question: Callable[[Any], Any]) -> Any:
             return question(repo)
     except _MemoryDamaged as error:
         say(f"DVC's memory of hashes in .dvc/site is damaged ({error}); it is made anew")
-        shutil.rmtree(layout.root / ".dvc" / "site")
+        forget(layout)
         with _repo(layout) as repo:
             return question(repo)
+
+
+def forget(layout: Layout) -> None:
+    """Drop what DVC remembers of hashes: it hashes again."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(layout.root / ".dvc" / "site" / "repo")
+
+
+def _close_memory(layout: Layout) -> None:
+    """DVC makes the folder of its memory open to all, and unpickles what lies in it (`dvc checkout` does): it is its owner's alone, and
+    what stood open to others is no memory."""
+    memory = layout.root / ".dvc" / "site"
+    memory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mode = memory.stat().st_mode
+    if mode & 0o077:
+        memory.chmod(0o700)
+        if mode & 0o022:
+            forget(layout)
 
 
 def _one_line(error: BaseException) -> str:
@@ -119,6 +138,11 @@ def why(layout: Layout, name: str) -> list[str]:
 def outputs_alone(reasons: list[str]) -> bool:
     """Whether code, inputs and settings are those of the last run, so that its result still holds."""
     return all(reason.startswith(OUTPUT) for reason in reasons)
+
+
+def outputs_changed(reasons: list[str]) -> bool:
+    """Whether nothing but other bytes in its outputs makes a stage stale."""
+    return outputs_alone(reasons) and all(reason.endswith(_verb("modified")) for reason in reasons)
 
 
 def stale(layout: Layout) -> dict[str, list[str]]:

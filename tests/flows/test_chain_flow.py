@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 from typing import Any
 
@@ -15,7 +17,16 @@ import psutil
 import pytest
 
 from components import files, spool
-from components.operations import addresses, environment, liveness, processes, rest, services, unclean
+from components.operations import (
+    addresses,
+    environment,
+    liveness,
+    processes,
+    rest,
+    services,
+    staleness,
+    unclean,
+)
 from flows import reconciler
 
 pytestmark = [pytest.mark.e2e]
@@ -32,7 +43,7 @@ def test_a_run_then_an_unchanged_one_then_one_restored(checkout: Any):
     assert told["events"] == ["start first", "ran first", "start second", "ran second"]
     assert told["lines"] == [f"{s}|{line}" for s in ("first", "second") for line in (*(f"{s} {n}/5 loss 3.21" for n in range(1, 6)), f"{s} says 你好")]
     run = checkout.last_flow_run()
-    assert re.fullmatch(r"mini \d{4}-\d\d-\d\d \d\d:\d\d corpus 语料 [0-9a-f]{6}", run["name"]), run["name"]
+    assert re.fullmatch(r"mini \d{4}-\d\d-\d\d \d\d:\d\d UTC corpus 语料 [0-9a-f]{6}", run["name"]), run["name"]
     assert run["tags"] == ["lmworks", "mini", "tiny"]
     told_to_stage = json.loads((checkout.root / "told.json").read_text())
     assert told_to_stage["LMWORKS_FLOW_RUN"] == f"{services.address(checkout.layout, processes.PREFECT)}/runs/flow-run/{run['id']}"
@@ -100,6 +111,18 @@ def test_a_failure_carries_the_childs_words_and_stops_the_chain(checkout: Any):
 def test_bad_stage_name_is_one_clear_error(checkout: Any):
     code, told, err = checkout.run(from_stage="secnd")
     assert code == 2 and "did you mean 'second'?" in told["message"] and err == ""
+
+
+def test_D3_a_hash_in_dvcs_memory_that_is_another_runs_no_stage(checkout: Any):
+    assert checkout.run()[0] == 0
+    (path,) = (checkout.root / ".dvc" / "site").rglob("hashes/local/cache.db")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        for key, value in database.execute("SELECT key, value FROM Cache WHERE key LIKE '%/data/first%'").fetchall():
+            database.execute("UPDATE Cache SET value = ? WHERE key = ?", (re.sub(r'("md5": ?")(.)', lambda m: m[1] + ("0" if m[2] != "0" else "1"), value), key))
+        database.commit()
+    assert staleness.outputs_changed(staleness.why(checkout.layout, "first"))
+    code, told, _ = checkout.run()
+    assert (code, told["verdict"]) == (0, "Nothing changed") and told["stages"][0]["why"] == []
 
 
 def test_D4_a_dvc_yaml_that_was_emptied_or_cut_fails_the_run_before_a_stage_or_a_release(checkout: Any):

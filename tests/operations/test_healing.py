@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import pickle
+import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -196,6 +201,41 @@ def test_D3_D4_what_dvc_remembers_of_hashes_is_made_anew_where_it_is_damaged(lay
     told = capsys.readouterr()
     assert ".dvc/site is damaged" in told.out + told.err
     assert staleness.stale(layout) == {} and not capsys.readouterr().out
+
+
+def test_J1_J15_a_row_that_another_user_could_plant_in_dvcs_memory_is_never_unpickled(layout: Layout):
+    memory = layout.root / ".dvc" / "site"
+    assert memory.stat().st_mode & 0o002, "as DVC makes it"
+
+    class Planted:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(layout.root / "planted"),)
+
+    for path in memory.rglob("cache.db"):
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("UPDATE Cache SET mode = 4, value = ?", (pickle.dumps(Planted()),))
+            database.commit()
+    assert staleness.why(layout, "one") == []
+    assert not memory.stat().st_mode & 0o077
+    dvc(layout, "checkout")  # it unpickles what it finds
+    assert not (layout.root / "planted").exists()
+    repro(layout)
+    assert not memory.stat().st_mode & 0o077
+
+
+def test_D3_a_hash_in_dvcs_memory_that_is_another_is_forgotten(layout: Layout):
+    staleness.why(layout, "one")
+    (path,) = (layout.root / ".dvc" / "site").rglob("hashes/local/cache.db")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        rows = database.execute("SELECT key, value FROM Cache WHERE key LIKE ?", (f"{layout.out('one')}%",)).fetchall()
+        assert rows
+        for key, value in rows:
+            database.execute("UPDATE Cache SET value = ? WHERE key = ?", (re.sub(r'("md5": ?")(.)', lambda m: m[1] + ("0" if m[2] != "0" else "1"), value), key))
+        database.commit()
+    reasons = staleness.why(layout, "one")
+    assert reasons and staleness.outputs_changed(reasons) and healing.damage(layout, "one") == []
+    staleness.forget(layout)
+    assert staleness.why(layout, "one") == []
 
 
 # --- a remote ------------------------------------------------------------------------------------
