@@ -15,7 +15,7 @@ from prefect.states import Completed, Failed, State
 from components import failpoints, mlflow_rest
 from components.errors import UserError
 from components.layout import Layout
-from components.operations import processes, services, silence, unclean
+from components.operations import processes, rest, services, silence, unclean
 from flows import artifact, naming
 from flows.records import LAST_LINES, RunResult, in_words, plain
 
@@ -46,7 +46,10 @@ def show(text: str, verdict: str) -> None:
 def links(layout: Layout, result: RunResult) -> dict[str, str]:
     """Where to look next: addresses, and files of this checkout; none that an earlier run left."""
     found = {}
-    if url := services.address(layout, processes.MLFLOW):
+    url = services.address(layout, processes.MLFLOW)
+    if url and not rest.healthy(f"{url}/health"):
+        found["MLflow did not answer when this run ended; `lmworks up` starts it. Its pages"] = url
+    elif url:
         found["MLflow: runs, models, reports"] = url
         for told in plain(result.release) or []:
             run = _run_page(url, told["run_id"])
@@ -56,7 +59,7 @@ def links(layout: Layout, result: RunResult) -> dict[str, str]:
                 found[f"the data that {told['name']} learned from, validated"] = f"{address}/artifacts/{data_page}"
             found[f"{told['name']} version {told['version']} in the registry"] = f"{url}/#/models/{told['name']}/versions/{told['version']}"
     undone = {record.stage for record in result.stages if record.state in ("failed", "skipped")}
-    for words, stage, path in (("data report (opens offline)", "ingest", layout.raw / "validation.html"),
+    for words, stage, path in (("validation of the raw documents (opens offline)", "ingest", layout.raw / "validation.html"),
                                ("evaluation report (opens offline)", "evaluate", layout.evaluation / "report.html"), ("settings", "", layout.params)):
         if stage not in undone and path.exists():
             found[words] = path.relative_to(layout.root).as_posix()
