@@ -106,6 +106,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
             whole = False
         if not whole:
             raise Damaged(f"{path} is damaged: it is not what was written, by the hash in it")
+    elif any(isinstance(part, str) and re.fullmatch("[0-9a-f]{64}", part) for part in value.values()):
+        raise Damaged(f"{path} is damaged: the hash in it goes by another name than was written")
     return {key: part for key, part in value.items() if key != "sha256"}
 
 
@@ -148,7 +150,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if type(found) is int and found > MANIFEST_FORMAT:
         raise Damaged(f"{path} has format {found}; this lmworks reads {MANIFEST_FORMAT}: a newer version wrote it, or it is damaged. Use that version, "
                       "or make the folder again: lmworks run")
-    whole = isinstance(manifest, dict) and manifest.get("format") == MANIFEST_FORMAT and isinstance(manifest.get("files"), dict)
+    whole = (isinstance(manifest, dict) and manifest.get("format") == MANIFEST_FORMAT and isinstance(manifest.get("files"), dict)
+             and all(isinstance(entry, dict) and {"sha256", "bytes"} <= entry.keys() for entry in manifest["files"].values()))
     try:
         whole = whole and path.read_bytes() == canonical_json(manifest).encode()  # the one way it is written
     except ValueError:  # NaN, or half a character: never written
