@@ -25,9 +25,9 @@ test: dev  ## the tests (under 12 minutes on 2 cores)
 slow: dev  ## the long checks: alerts and crashes, backup, a consumer on another host, a killed run in MLflow
 	@.venv/bin/python -m pytest -m "slow and not browser"
 
-browser: dev  ## what the pages show, in Chromium (some 6 minutes; screenshots stay in $LMWORKS_SCREENSHOTS)
+browser: dev  ## what the pages show, in Chromium (some 8 minutes; screenshots stay in .lmworks/screenshots, or $LMWORKS_SCREENSHOTS)
 	@sh infra/browser.sh >/dev/null
-	@.venv/bin/python -m pytest --timeout 1800 -m browser tests/browser
+	@LMWORKS_SCREENSHOTS="$${LMWORKS_SCREENSHOTS:-.lmworks/screenshots}" .venv/bin/python -m pytest --timeout 1800 -m browser tests/browser
 
 screenshots: dev  ## the README's pictures, of this checkout's servers and its last run
 	@sh infra/browser.sh >/dev/null

@@ -26,7 +26,7 @@ def verdict_of(chains: Chains, name: str, number: int) -> str:
 def test_the_experiment_has_one_row_a_model_with_a_name_to_say_and_our_views(visit: Watched, chains: Chains):
     page = visit.page
     opening.runs(page, chains.mlflow, chains.experiment)
-    rows = page.get_by_role("link", name=re.compile(rf"^(pretrain|finetune) {NAME} \d+\.\d+M zh\+en seed 1$"))
+    rows = page.get_by_role("link", name=re.compile(rf"^(pretrain|finetune) {NAME} \d+\.\d+M zh\+en seed 1 v\d+$"))
     expect(rows).to_have_count(6, timeout=SLOW)  # three chains trained, two models each: the killed life is no row of its own
     page.get_by_test_id("saved-views-trigger").click()
     for view in VIEWS:
