@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from commands import display, tables
+from components.errors import UserError
 from components.layout import Layout
 
 DEFAULT_DAYS = 30
@@ -33,7 +34,9 @@ def clean(
 
     Going back to settings that none of these names then runs their stages again (dvc gc --workspace --all-commits --all-experiments).
 
-    [bold]MLflow[/bold]: files of runs in its bin, and models that no registered version names, past the age. Versions and their runs stay.
+    [bold]DVC run cache[/bold]: notes of runs whose outputs are not in the cache any more.
+
+    [bold]MLflow[/bold]: runs in its bin, rows and files, and models that no registered version names, past the age. Versions and their runs stay.
 
     [bold]Prefect[/bold]: flow runs past the age that neither a registered version nor `lmworks status` refers to, with tasks and logs.
 
@@ -44,20 +47,30 @@ def clean(
     from components.operations import cleaning
 
     kinds = cleaning.clean(Layout(), older_than_days=older_than_days, cache=cache, dry=dry)
-    freed = sum(kind.removable_bytes for kind in kinds if kind.remove)
+    _show(kinds, older_than_days=older_than_days, dry=dry, as_json=as_json)
+    if failed := [kind.failed for kind in kinds if kind.failed]:
+        raise UserError(". ".join(failed))
+
+
+def _show(kinds: list[Any], *, older_than_days: float, dry: bool, as_json: bool) -> None:
+    freed = sum(kind.removable_bytes for kind in kinds if _goes(kind))
     if as_json:
         typer.echo(json.dumps({"dry_run": dry, "older_than_days": older_than_days, "removed_bytes": 0 if dry else freed, "removable_bytes": freed, "kinds": [
-            {"kind": kind.name, "bytes": kind.bytes, "removable_bytes": kind.removable_bytes if kind.remove else 0, "keeps": kind.keeps,
-             "items": [{"what": item.what, "bytes": item.bytes, "why": item.why, "goes": kind.remove is not None} for item in kind.items]}
+            {"kind": kind.name, "failed": kind.failed, "bytes": kind.bytes, "removable_bytes": kind.removable_bytes if _goes(kind) else 0, "keeps": kind.keeps,
+             "items": [{"what": item.what, "bytes": item.bytes, "why": item.why, "goes": _goes(kind)} for item in kind.items]}
             for kind in kinds]}, ensure_ascii=False, indent=1))
         return
     out = display.console()
     tables.table(out, ["what", "takes", "can go" if dry else "went", "items"], [_row(kind) for kind in kinds], right=(1, 2, 3))
-    things = sum(len(kind.items) for kind in kinds if kind.remove)
+    things = sum(len(kind.items) for kind in kinds if _goes(kind))
     verb = "would go" if dry else "went"
     tables.paragraph(out, f"{_size(freed)} {verb}, {things:,} thing{'' if things == 1 else 's'}" if things else "nothing to remove")
     if dry and things:
         tables.paragraph(out, "remove it: the same command without --dry-run")
+
+
+def _goes(kind: Any) -> bool:
+    return kind.remove is not None and kind.failed is None
 
 
 def _size(count: int) -> str:
@@ -65,11 +78,11 @@ def _size(count: int) -> str:
 
 
 def _row(kind: Any) -> tables.Row:
-    going = kind.items if kind.remove else []
+    going = kind.items if _goes(kind) else []
     notes = [Text(f"{tables.plain(item.what)}: {item.why}", style="dim", no_wrap=True) for item in going[:SHOWN]]
     if len(going) > SHOWN:
         notes.append(Text(f"and {len(going) - SHOWN:,} more (--json has all)", style="dim"))
-    if kind.items and not kind.remove:
+    if kind.items and not _goes(kind):
         notes.append(Text(f"{_size(kind.removable_bytes)} more could go", style="dim"))
     notes.append(Text(f"stays: {tables.plain(kind.keeps)}", style="dim"))
     return tables.Row([kind.name, _size(kind.bytes), _size(sum(item.bytes for item in going)) if going else "", f"{len(going):,}" if going else ""], notes)

@@ -6,7 +6,9 @@ running a cached stage again. What lies in MLflow and Prefect is components/oper
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -46,6 +48,7 @@ class Kind:
     keeps: str  # what stays, and why
     items: list[Item] = field(default_factory=list)
     remove: Callable[[], None] | None = None  # None: nothing goes, or not now (`keeps` says why)
+    failed: str | None = None  # why not all of its items went
 
     @property
     def removable_bytes(self) -> int:
@@ -78,13 +81,14 @@ def survey(layout: Layout, *, older_than_days: float, cache: bool) -> list[Kind]
 
     before_s = time.time() - older_than_days * DAY_S
     keys = current_keys(layout)
-    checkpoints = old_checkpoints(layout, keys, before_s)
+    checkpoints, objects = old_checkpoints(layout, keys, before_s), dvc_cache(layout, cache)
     return [checkpoints, temporary_files(layout), old_logs(layout, before_s), old_databases(layout, before_s), dead_spools(layout, keys, before_s, checkpoints), outputs(layout),
-            dvc_cache(layout, cache), old_rows.models(layout, before_s), old_rows.flow_runs(layout, before_s)]
+            objects, run_cache(layout, objects), old_rows.models(layout, before_s), old_rows.flow_runs(layout, before_s)]
 
 
 def clean(layout: Layout, *, older_than_days: float, cache: bool = False, dry: bool = False) -> list[Kind]:
-    """Look, and unless `dry` remove. Raises Busy while a run or a stage goes on, UserError where something cannot be removed."""
+    """Look, and unless `dry` remove; what cannot be removed says so in its kind, and the others go. Raises Busy while a run or a stage
+    goes on."""
     half_restored.refuse(layout)
     with files.lock(layout.run_lock, what="lmworks run"), files.lock(layout.stage_lock, what="a stage"):
         kinds = survey(layout, older_than_days=older_than_days, cache=cache)
@@ -93,7 +97,9 @@ def clean(layout: Layout, *, older_than_days: float, cache: bool = False, dry: b
                 try:
                     kind.remove()
                 except OSError as error:
-                    raise UserError(f"{kind.name}: {error.strerror or error}: {error.filename}. Mend that, then run again; what went is gone, the rest is whole") from error
+                    kind.failed = f"{kind.name}: {error.strerror or error}: {error.filename}. Mend that, then run again; what went is gone, the rest is whole"
+                except UserError as error:
+                    kind.failed = f"{kind.name}: {error}"
     return kinds
 
 
@@ -214,6 +220,43 @@ def dvc_cache(layout: Layout, wanted: bool) -> Kind:
     elif kind.items:
         kind.keeps += "; earlier settings too, as their stages would run again: --cache lets them go"
     return kind
+
+
+def run_cache(layout: Layout, cache: Kind) -> Kind:
+    """DVC's notes of what a stage made of which inputs, where the objects are gone, or go with `cache`: nothing comes back from those, and
+    `dvc gc` leaves them."""
+    folder = healing.objects_folder(layout).parent.parent / "runs"
+
+    def useless(going: set[Path]) -> list[Path]:
+        return [path for path in sorted(folder.glob("*/*/*")) if path.is_file() and not _made_is_there(layout, path, going)]
+
+    kind = Kind(name="DVC run cache", bytes=size_of(folder), keeps="runs whose outputs stay in the cache")
+    if any(section.startswith("'remote ") for section in healing.dvc_config(layout).sections()):
+        kind.keeps = "all: outputs that are not here may come back from DVC's remote"
+        return kind
+    found = useless({layout.root / item.what for item in cache.items} if cache.remove else set())
+    kind.items = [Item(what=os.path.relpath(path, layout.root), bytes=size_of(path), why="DVC's cache has not what that run made") for path in found]
+
+    def remove() -> None:
+        for path in useless(set()):  # looked at again: objects that could not be removed are there
+            path.unlink()
+            for above in (path.parent, path.parent.parent):
+                with contextlib.suppress(OSError):  # another run of the same inputs is in it
+                    above.rmdir()
+
+    kind.remove = remove
+    return kind
+
+
+def _made_is_there(layout: Layout, entry: Path, going: set[Path]) -> bool:
+    """Whether DVC could bring back what a run of its run cache made; one that cannot be read brings back nothing."""
+    objects = healing.objects_folder(layout)
+    try:
+        made = files.load_yaml(entry)["outs"]
+        paths = [objects / out["md5"][:2] / out["md5"][2:] for out in made if out.get("hash") == "md5"]  # older entries name objects that lie elsewhere
+        return all(path.exists() and path not in going for path in paths)
+    except (UserError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _gc(layout: Layout, *more: str) -> str:

@@ -1,18 +1,18 @@
-"""What may go from MLflow's and Prefect's stores: files of runs in the bin and of models that no version names, flow runs that nobody
-refers to.
+"""What may go from MLflow's and Prefect's stores: runs in the bin, files of models that no version names, flow runs that nobody refers to.
 
-The databases are read from outside; rows are changed through their servers, which must be up for it. `mlflow gc` is not used: told to
-take some runs, it takes every model in the bin with them, also one that a version still names.
+The databases are read from outside; models and flow runs are removed through their servers, which must be up for it. `mlflow gc` is not
+used, only its function for one run: told to take some runs, it takes every model in the bin with them, also one that a version still names.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from components import mlflow_rest
+from components import mlflow_rest, spool, storage
 from components.errors import UserError
 from components.layout import Layout
 from components.operations import databases, processes, rest, services
@@ -36,43 +36,63 @@ Found = dict[str, tuple[str, Path]]  # {id: (name, its folder)}
 
 
 def models(layout: Layout, before_s: float) -> Kind:
-    """Files of runs in MLflow's bin and of models that no version names, both past the age."""
+    """Runs in MLflow's bin with their files, and files of models that no version names, both past the age."""
     takes = sum(map(size_of, (layout.artifacts, layout.mlflow_database)))
     if (kind := _elsewhere(layout, processes.MLFLOW, "MLflow", takes)) is not None:
         return kind
-    kind = Kind(name="MLflow", bytes=takes, keeps="every registered version and its run, every run that is not in the bin; rows in the bin stay there")
+    kind = Kind(name="MLflow", bytes=takes, keeps="every registered version and its run, every run that is not in the bin, and one there whose model stays; "
+                "the database stays as large as it is, its space is used again")
     if not layout.mlflow_database.exists():
         return kind
-    runs, unused, unknown = _unneeded(layout, before_s)
     url = services.address(layout, processes.MLFLOW)
+    kept, known = {version.model_id for version in databases.versions(layout.mlflow_database)}, _models(layout)
+    unused = {one.id: (one.name, one.folder) for one in known if one.id not in kept and one.made_ms < before_s * 1000 and one.folder and one.folder.is_dir()}
     if unused and url is None:
         kind.keeps += f"; {len(unused)} model(s) that no version names, as MLflow is down: lmworks up, then again"
         unused = {}
+    staying = [one for one in known if one.id in kept or not (one.in_bin or one.id in unused)]
+    runs = _runs_in_bin(layout, before_s, needed={one.run_id for one in staying})
+    unknown = sorted({folder.parent.name for folder in layout.artifacts.glob("*/models/m-*/artifacts")} - {one.folder.name for one in known if one.folder})
     if unknown:
         kind.keeps += f"; {len(unknown)} model folder(s) that the database does not know ({unknown[0]}): nobody can say what they are"
-    for found, what, why in ((runs, "files of run", "in MLflow's bin, and no version needs it"), (unused, "model", "no version of a registered model names it")):
+    for found, what, why in ((runs, "run", "in MLflow's bin, and no version or model needs it"), (unused, "model", "no version of a registered model names it")):
         kind.items += [Item(what=f"{what} {name} ({folder.relative_to(layout.root)})", bytes=size_of(folder), why=why) for name, folder in found.values()]
     if kind.items:
-        kind.remove = lambda: _remove_models(str(url), list(unused), [folder for _, folder in (*runs.values(), *unused.values())])
+        kind.remove = lambda: _remove_models(layout, str(url), unused, runs)
     return kind
 
 
-def _unneeded(layout: Layout, before_s: float) -> tuple[Found, Found, list[str]]:
-    """(runs in the bin, logged models) that are older than `before_s`, that no version needs and that have files; folders nobody knows."""
-    kept = databases.versions(layout.mlflow_database)
-    models_kept, before_ms = {version.model_id for version in kept}, int(before_s * 1000)
+@dataclass(frozen=True, kw_only=True)
+class LoggedModel:
+    """A row of MLflow's."""
+
+    id: str
+    name: str
+    folder: Path | None
+    made_ms: int
+    run_id: str | None
+    in_bin: bool
+
+
+def _models(layout: Layout) -> list[LoggedModel]:
     with databases.opened(layout.mlflow_database) as database:
         if not databases.has_table(database, "logged_models"):
-            return {}, {}, []
-        known = database.execute("SELECT model_id, name, artifact_location, creation_timestamp_ms, source_run_id FROM logged_models").fetchall()
-        binned = database.execute("SELECT run_uuid, name, artifact_uri FROM runs WHERE lifecycle_stage = 'deleted' AND deleted_time < ?", (before_ms,)).fetchall()
-    runs_kept = {version.run_id for version in kept} | {run for model_id, _, _, _, run in known if model_id in models_kept}
-    runs = {run_id: (name or run_id, _folder(layout, uri)) for run_id, name, uri in binned if run_id not in runs_kept}
-    unused = {model_id: (name, _folder(layout, uri)) for model_id, name, uri, made_ms, _ in known if model_id not in models_kept and made_ms < before_ms}
-    there = {folder.parent for folder in layout.artifacts.glob("*/models/m-*/artifacts")}
-    unknown = there - {_folder(layout, uri) for _, _, uri, _, _ in known}
-    return *({key: (name, folder) for key, (name, folder) in found.items() if folder and folder.is_dir()} for found in (runs, unused)), \
-        sorted(folder.name for folder in unknown)
+            return []
+        return [LoggedModel(id=model_id, name=name, folder=_folder(layout, uri), made_ms=made_ms, run_id=run_id, in_bin=stage == "deleted")
+                for model_id, name, uri, made_ms, run_id, stage in database.execute(
+                    "SELECT model_id, name, artifact_location, creation_timestamp_ms, source_run_id, lifecycle_stage FROM logged_models")]
+
+
+def _runs_in_bin(layout: Layout, before_s: float, needed: set[str | None]) -> Found:
+    """Runs that were put into the bin before `before_s` and that neither `needed`, a version nor a spool names."""
+    needed = needed | {version.run_id for version in databases.versions(layout.mlflow_database)}
+    # without the row, the spool would take the server for another one and send the whole run again
+    needed |= {spool.sent(path.parent)["run_id"] for path in layout.spool.glob("*/sent.json")}
+    with databases.opened(layout.mlflow_database) as database:
+        if not databases.has_table(database, "runs"):
+            return {}
+        rows = database.execute("SELECT run_uuid, name, artifact_uri FROM runs WHERE lifecycle_stage = 'deleted' AND deleted_time < ?", (int(before_s * 1000),)).fetchall()
+    return {run_id: (name or run_id, folder) for run_id, name, uri in rows if run_id not in needed and (folder := _folder(layout, uri))}
 
 
 def _folder(layout: Layout, address: str) -> Path | None:
@@ -82,16 +102,37 @@ def _folder(layout: Layout, address: str) -> Path | None:
     return (layout.artifacts / inside).parent if ours else None
 
 
-def _remove_models(url: str, unused: list[str], folders: list[Path]) -> None:
-    """Models into MLflow's bin first: none is left that looks whole. Raises UserError where its server does not answer."""
+def _remove_models(layout: Layout, url: str, unused: Found, runs: Found) -> None:
+    """Models into MLflow's bin first: none is left that looks whole. Rows of runs last: a row without files goes the next time, files
+    without a row would stay. Raises UserError, also where its server does not answer."""
     try:
         for model_id in unused:
             mlflow_rest.call(url, "DELETE", f"logged-models/{model_id}")  # a 404: it is in the bin already
     except mlflow_rest.Unreachable as error:
-        raise UserError(f"MLflow at {url} does not answer as it should: {error}. No file of a model was removed. If it hangs: lmworks down --force, "
+        raise UserError(f"MLflow at {url} does not answer as it should: {error}. No file of a model or run was removed. If it hangs: lmworks down --force, "
                         "lmworks up, then run again") from error
-    for folder in folders:
-        shutil.rmtree(folder)
+    for _, folder in (*unused.values(), *runs.values()):
+        if folder.exists():
+            shutil.rmtree(folder)
+    if runs:
+        _remove_rows(layout, list(runs))
+
+
+def _remove_rows(layout: Layout, run_ids: list[str]) -> None:
+    """Runs out of MLflow's database for good, by the function that `mlflow gc` calls for each. Raises UserError."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    try:
+        store = SqlAlchemyStore(f"sqlite:///{layout.mlflow_database.absolute()}", layout.artifacts.absolute().as_uri())
+        try:
+            for run_id in run_ids:
+                if store.get_run(run_id).info.lifecycle_stage == "deleted":  # a person may have brought it back in this moment
+                    store._hard_delete_run(run_id)
+        finally:
+            store.engine.dispose()
+    except MlflowException as error:
+        raise UserError(f"MLflow's database does not let go of runs in its bin: {storage.said(error, layout.mlruns) or ' '.join(str(error).split())[:200]}. Mend that, then run again") from error
 
 
 # --- Prefect -------------------------------------------------------------------------------------

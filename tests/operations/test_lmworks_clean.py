@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from typer.testing import CliRunner
 
+from commands import clean as clean_command
+from commands import main
 from components import chain, files, mlflow_rest
 from components import config as settings
 from components.errors import Busy, UserError
 from components.layout import ROOT, Layout
-from components.operations import cleaning, environment, healing, old_rows, rest, services, staleness
+from components.operations import (
+    cleaning,
+    databases,
+    environment,
+    healing,
+    old_rows,
+    rest,
+    services,
+    staleness,
+)
 
 pytestmark = pytest.mark.code
 
@@ -161,8 +178,13 @@ def test_the_cache_keeps_what_dvc_lock_needs_and_the_unchanged_rerun_runs_nothin
     assert seen.remove is None and seen.removable_bytes > 0 and "--cache" in seen.keeps
     dry = by_name(cleaning.clean(layout, older_than_days=0, cache=True, dry=True))["DVC cache"]
     assert {layout.root / item.what for item in dry.items} < before and {path for path in objects.rglob("*") if path.is_file()} == before
+    notes = {path for path in (layout.root / ".dvc/cache/runs").rglob("*") if path.is_file()}
+    assert not by_name(cleaning.clean(layout, older_than_days=0))["DVC run cache"].items, "what they made is there"
+    assert len(by_name(cleaning.clean(layout, older_than_days=0, cache=True, dry=True))["DVC run cache"].items) == 1
     cleaning.clean(layout, older_than_days=0, cache=True)
     assert {path for path in objects.rglob("*") if path.is_file()} == before - {layout.root / item.what for item in dry.items}
+    kept = {path for path in (layout.root / ".dvc/cache/runs").rglob("*") if path.is_file()}
+    assert len(notes) == 2 and len(kept) == 1 and kept < notes, "the note of what gc took went with it"
     assert staleness.why(layout, "clean") == []
     repro(layout)
     assert (layout.root / "ran").read_text() == "xx"
@@ -170,12 +192,90 @@ def test_the_cache_keeps_what_dvc_lock_needs_and_the_unchanged_rerun_runs_nothin
     assert healing.mend(layout, "clean") and (layout.clean / "a.txt").read_text() == "made of present"
 
 
-def test_F1_models_stay_where_mlflow_takes_the_call_and_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(mlflow_rest.call, "__defaults__", (None, 0.2))
-    (tmp_path / "m-1").mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as hangs, pytest.raises(UserError, match="does not answer as it should.*lmworks down --force"):
-        old_rows._remove_models(f"http://127.0.0.1:{hangs.getsockname()[1]}", ["m-1"], [tmp_path / "m-1"])
-    assert (tmp_path / "m-1").is_dir()
+def test_notes_of_runs_that_bring_nothing_back_go_and_with_a_remote_all_stay(layout: Layout):
+    there, away = "ab" + "1" * 30, "cd" + "2" * 30 + ".dir"
+    write(layout.root / ".dvc/config", content="[core]\n    analytics = false\n")
+    write(healing.objects_folder(layout) / there[:2] / there[2:])
+    runs = layout.root / ".dvc/cache/runs"
+    for name, md5 in (("aa/a/whole", there), ("bb/b/half", away)):
+        outs = "".join(f"- path: {one}\n  hash: md5\n  md5: {one}\n" for one in sorted({there, md5}))
+        write(runs / name, content=f"cmd: x\nouts:\n{outs}")
+    write(runs / "cc/c/broken", content="outs: [")
+    write(runs / "dd/d/older", content=f"cmd: x\nouts:\n- path: a\n  md5: {away}\n")
+    everything = {path for path in runs.rglob("*") if path.is_file()}
+    write(layout.root / ".dvc/config", content="['remote \"away\"']\n    url = /nowhere\n    verify = true\n")
+    cleaning.clean(layout, older_than_days=0)
+    write(layout.root / ".dvc/config", content="[core]\n    analytics = false\n")
+    dry = by_name(cleaning.clean(layout, older_than_days=0, dry=True))["DVC run cache"]
+    assert {item.what for item in dry.items} == {".dvc/cache/runs/bb/b/half", ".dvc/cache/runs/cc/c/broken"} and dry.bytes == sum(map(cleaning.size_of, everything))
+    assert {path for path in runs.rglob("*") if path.is_file()} == everything
+    cleaning.clean(layout, older_than_days=0)
+    assert sorted(path.name for path in runs.rglob("*")) == ["a", "aa", "d", "dd", "older", "whole"]
+
+
+@pytest.fixture
+def store(layout: Layout) -> Iterator[SqlAlchemyStore]:
+    layout.mlruns.mkdir()
+    store = SqlAlchemyStore(f"sqlite:///{layout.mlflow_database}", "mlflow-artifacts:/")
+    yield store
+    store.engine.dispose()
+
+
+def made(layout: Layout, store: SqlAlchemyStore, name: str, *, deleted: bool = True) -> str:
+    """A run with a point, a parameter, a tag and a file."""
+    run_id = store.create_run("0", "me", 1, [RunTag("a", "b")], name).info.run_id
+    store.log_metric(run_id, Metric("train/loss", 1.0, 1, 0))
+    store.log_param(run_id, Param("p", "1"))
+    write(layout.artifacts / "0" / run_id / "artifacts/notes.txt")
+    if deleted:
+        store.delete_run(run_id)
+    return run_id
+
+
+def test_runs_in_mlflow_s_bin_go_past_the_age_and_no_run_that_something_needs(layout: Layout, store: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch):
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Registry
+
+    gone_, no_files = (made(layout, store, name) for name in ("gone", "no files"))
+    shutil.rmtree(layout.artifacts / "0" / no_files)
+    kept = {name: made(layout, store, name, deleted=name != "active") for name in ("active", "of a version", "made a version's model", "made a model", "spooled")}
+    models = {name: store.create_logged_model("0", name="m", source_run_id=kept[name]).model_id for name in ("made a version's model", "made a model")}
+    registry = Registry(f"sqlite:///{layout.mlflow_database}")
+    registry.create_registered_model("tiny")
+    registry.create_model_version("tiny", "mlflow-artifacts:/0/model", run_id=kept["of a version"])
+    with monkeypatch.context() as client:  # it looks the model up as a client would
+        client.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{layout.mlflow_database}")
+        registry.create_model_version("tiny", "models:/" + models["made a version's model"])
+    registry.engine.dispose()
+    spool = layout.spool / "pretrain-k-tiny"
+    write(spool / "events.jsonl", content="{}\n")
+    files.write_sealed(spool / "sent.json", {"offset": 3, "run_id": kept["spooled"], "refused": 0})
+    assert not by_name(cleaning.clean(layout, older_than_days=1))["MLflow"].items, "they were put there today"
+    dry = by_name(cleaning.clean(layout, older_than_days=0, dry=True))["MLflow"]
+    assert {item.what.split(" (")[0]: item.bytes for item in dry.items} == {"run gone": 1000, "run no files": 0}
+    assert store.get_run(gone_).data.metrics == {"train/loss": 1.0} and (layout.artifacts / "0" / gone_).exists()
+    assert not any(kind.failed for kind in cleaning.clean(layout, older_than_days=0))
+    with databases.opened(layout.mlflow_database) as database:
+        for table in ("runs", "metrics", "latest_metrics", "params", "tags"):
+            assert {run_id for run_id, in database.execute(f"SELECT run_uuid FROM {table}")} == set(kept.values()), table
+    assert {path.name for path in (layout.artifacts / "0").iterdir()} == set(kept.values())
+    assert not by_name(cleaning.clean(layout, older_than_days=0))["MLflow"].items
+    store.delete_logged_model(models["made a model"])  # nobody needs its run any more
+    assert gone([by_name(cleaning.clean(layout, older_than_days=0))["MLflow"]]) == {f"run made a model (mlruns/artifacts/0/{kept['made a model']})"}
+
+
+def test_F1_an_mlflow_that_hangs_is_one_line_and_the_rest_is_cleaned(layout: Layout, store: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch):
+    model = store.create_logged_model("0", name="left").model_id
+    weights = write(layout.artifacts / "0/models" / model / "artifacts/model.safetensors")
+    old = write(layout.logs / "mlflow.log.1", days=90)
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        port = hung.getsockname()[1]
+        monkeypatch.setattr(old_rows.services, "address", lambda _layout, service: f"http://127.0.0.1:{port}" if service.name == "mlflow" else None)
+        monkeypatch.setattr(old_rows.mlflow_rest, "call", functools.partial(mlflow_rest.call, timeout_s=0.3))
+        monkeypatch.setattr(clean_command, "Layout", lambda: layout)
+        done = CliRunner().invoke(main.app, ["clean", "--older-than", "0"])
+    assert isinstance(done.exception, UserError) and "\n" not in str(done.exception)
+    assert str(done.exception).startswith(f"MLflow: MLflow at http://127.0.0.1:{port} does not answer as it should: logged-models/{model}") and "lmworks down --force" in str(done.exception)
+    assert weights.exists() and not old.exists() and "an old log of a server" in done.stdout
 
 
 @pytest.mark.slow
