@@ -44,7 +44,7 @@ def now_ms() -> int:
 
 
 def run_name(stage: str, config: Config, parameters: int, languages: list[str]) -> str:
-    """A name that a person can say: `pretrain tiny 13.9M zh+en seed 1`."""
+    """A name that a person can say: `pretrain tiny 13.9M zh+en seed 1`; the release adds the version (` v3`)."""
     return f"{stage} {config.name} {provenance.size_in_words(parameters)} {'+'.join(sorted(languages, reverse=True))} seed {config.seed}"
 
 

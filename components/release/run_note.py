@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from components import files, provenance
@@ -13,16 +14,25 @@ from components.release.lineage import DATA_PAGE, Subject
 from components.spool import NOTE
 
 VERDICT = "lmworks.verdict"
+OURS = re.compile(r"((?:pretrain|finetune) .+?)(?: v\d+)?")  # as tracking.run_name and this module name runs
 
 
 def write(client: Any, run_id: str, subject: Subject, version: str, criteria: list[gates.Criterion], config: Config, layout: Layout, address: str) -> None:
-    """The run's description and its tag `lmworks.verdict`; `address` is the MLflow server's, for links that work in its page."""
+    """The run's description, its tag `lmworks.verdict` and its name; `address` is the MLflow server's, for links that work in its page."""
     run = client.get_run(run_id)
     verdict = "passed" if gates.passes(criteria) else "failed"
     text = describe(run, subject, version, criteria, config, files.read_json(layout.evaluation / "evaluation.json"), address)
     for key, value in {NOTE: text, VERDICT: verdict}.items():
         if run.data.tags.get(key) != value:
             client.set_tag(run_id, key, value)
+    if (name := named(run.info.run_name, version)) != run.info.run_name:
+        client.update_run(run_id, name=name)  # status and end time stay
+
+
+def named(name: str, version: str) -> str:
+    """`pretrain tiny 13.9M zh+en seed 1 v3`: a comparison's columns are told apart by the version. A name that somebody gave it in the page stays."""
+    ours = OURS.fullmatch(name)
+    return f"{ours[1]} v{version}" if ours else name
 
 
 def describe(run: Any, subject: Subject, version: str, criteria: list[gates.Criterion], config: Config, evaluation: dict[str, Any], address: str) -> str:

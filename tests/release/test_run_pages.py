@@ -253,6 +253,20 @@ def test_the_description_says_verdict_reasons_scores_and_where_to_look(pair, mlf
     assert run.data.tags[run_note.VERDICT] == "passed" and "in training" not in text.lower()
 
 
+def test_two_models_that_are_compared_have_two_names_and_status_and_end_stay(pair):
+    _, _, released, client = pair
+    runs = [client.get_run(decision.run_id).info for decisions in released for decision in decisions]
+    assert [run.run_name.rpartition(" ")[2] for run in runs] == ["v1", "v1", "v2", "v2"] and len({run.run_name for run in runs}) == 4
+    assert all(run.run_name.startswith(("pretrain pages ", "finetune pages ")) and run.status == "FINISHED" and run.end_time for run in runs)
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ("pretrain tiny 13.9M zh+en seed 1", "pretrain tiny 13.9M zh+en seed 1 v3"), ("finetune tiny 4.8M zh seed 1 (restored) v2", "finetune tiny 4.8M zh seed 1 (restored) v3"),
+    ("the one for Ann v2", "the one for Ann v2")])
+def test_the_version_in_a_runs_name_is_the_newest_and_a_persons_own_name_stays(before: str, after: str):
+    assert run_note.named(before, "3") == after == run_note.named(after, "3")
+
+
 def test_J12_what_users_wrote_is_shown_as_text(pair):
     config, layout, _, _ = pair
     hostile = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": "<script>alert(1)</script>[x](javascript:y)"})})
