@@ -25,6 +25,8 @@ from components.operations import (
     backup,
     cleaning,
     databases,
+    migrations,
+    processes,
     restoration,
     restored_databases,
     services,
@@ -357,6 +359,15 @@ def test_E8_an_older_database_beside_newer_models_names_them_and_no_alias_dangle
     assert not layout.receipt.exists() and not (layout.state / "restore").exists()
     again = restored_databases.restore(layout, tmp_path / "b")
     assert "mlruns/mlflow.db.before-restore-2" in again.aside and again.artifacts == []
+
+
+def test_E5_the_copy_of_a_migration_never_takes_the_place_of_a_restored_database(layout: Layout, tmp_path: Path):
+    backup.create(layout, tmp_path / "b")
+    for service, database in ((processes.MLFLOW, layout.mlflow_database), (processes.PREFECT, layout.prefect_database)):
+        databases.snapshot(database, migrations.copy_of(layout, service))
+    restored_databases.restore(layout, tmp_path / "b")
+    assert not list((layout.state / "migration").iterdir())
+    assert len(list(layout.mlruns.glob("mlflow.db.before-[0-9]*"))) == len(list(layout.prefect_home.glob("prefect.db.before-[0-9]*"))) == 1
 
 
 def test_E4_a_damaged_copy_in_the_backup_leaves_the_databases_of_now(layout: Layout, tmp_path: Path):
