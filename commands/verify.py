@@ -26,7 +26,9 @@ def verify(
 
     [bold]databases[/bold]: SQLite's own check.
 
-    [bold]models[/bold]: every version that an alias names, by the hashes that release wrote; only those asked for, where you name some.
+    [bold]models[/bold]: every version that an alias names, by the hashes that release wrote; only those asked for, where you name some. Of a champion
+
+    it says, too, that it was moved by hand, or that its gate says no: that is no damage.
 
     Examples:  lmworks verify  ·  lmworks verify models:/tiny@champion  ·  lmworks verify models:/tiny/3 models:/tiny-instruct@champion --json
     """

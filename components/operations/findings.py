@@ -9,8 +9,6 @@ from pathlib import Path
 from components.errors import UserError
 from components.layout import Layout
 
-RESTORE = "bring a backup back into an empty checkout: lmworks restore PATH"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:

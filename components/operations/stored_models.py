@@ -9,9 +9,9 @@ from components import files
 from components.errors import Damaged, UserError
 from components.layout import Layout
 from components.operations import databases, services
-from components.operations.findings import RESTORE, Check, Problem, said, size_of
+from components.operations.findings import Check, Problem, said, size_of
 from components.operations.processes import MLFLOW
-from components.release import registry
+from components.release import history, registry
 
 
 def checks(layout: Layout, wanted: list[str]) -> Iterator[Check]:
@@ -52,6 +52,9 @@ def _names(uri: str, version: databases.Version) -> bool:
 
 def _stored(layout: Layout, version: databases.Version) -> Iterator[Problem]:
     where = f"{version.name} version {version.number}" + (f" ({', '.join(version.aliases)})" if version.aliases else "")
+    if "champion" in version.aliases:
+        model, tags, judged = _records(layout, version)
+        yield from _promotion(version.name, where, model, tags, judged)
     wrong = databases.wrong_with(version, layout.artifacts)
     if wrong is None and version.vouched is None:
         yield Problem(kind="models", where=where, wrong="was not registered by lmworks, so nothing vouches for its bytes", todo="lmworks run registers its own", damaged=False)
@@ -64,10 +67,38 @@ def _stored(layout: Layout, version: databases.Version) -> Iterator[Problem]:
         yield Problem(kind="models", where=where, wrong=wrong, todo=_mend(version.name, "champion" in version.aliases))
 
 
+def _records(layout: Layout, version: databases.Version) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+    """(the registered model as `history` takes it, the tags of the version, what its gate wrote: {} where that is gone or of another version)."""
+    with databases.opened(layout.mlflow_database) as database:
+        history_of = dict(database.execute("SELECT key, value FROM registered_model_tags WHERE name = ?", (version.name,)).fetchall())
+        tags = dict(database.execute("SELECT key, value FROM model_version_tags WHERE name = ? AND version = ?", (version.name, version.number)).fetchall())
+        place = database.execute("SELECT artifact_uri FROM runs WHERE run_uuid = ?", (version.run_id,)).fetchone()
+    report = layout.artifacts / str(place[0] if place else "").removeprefix(databases.PROXIED).strip("/") / "promotion.json"
+    try:
+        judged = files.read_json(report)
+    except (OSError, Damaged):
+        judged = {}
+    mine = isinstance(judged, dict) and judged.get("version") == version.number
+    return {"aliases": {"champion": version.number}, "tags": history_of}, tags, judged if mine else {}
+
+
+def _promotion(name: str, where: str, model: dict[str, Any], tags: dict[str, str], judged: dict[str, Any]) -> Iterator[Problem]:
+    """What a person should know of a champion whose bytes may all be right: that no gate made it one, or one that judged something else."""
+    other = f"lmworks run judges what data/ holds; lmworks rollback {name} goes back to a champion that a gate made"
+    if moved := history.by_hand(model):
+        yield Problem(kind="models", where=where, wrong=moved, todo=f"where that was meant: nothing; else: {other}", damaged=False)
+    if (verdict := tags.get(registry.VERDICT, "none")) != "passed":
+        yield Problem(kind="models", where=where, wrong=f"is champion, and the verdict of its gate is {verdict}: it was moved by hand, or the gate was changed since",
+                      todo=other, damaged=False)
+    found, wanted = tags.get(registry.EVALUATION), judged.get("evaluation_sha256")
+    if judged and found != wanted:
+        yield Problem(kind="models", where=where, wrong=f"the registry says evaluation {found}, its gate judged evaluation {wanted}", todo=other)
+
+
 def _mend(name: str, champion: bool) -> str:
     back = f"; until then: lmworks rollback {name}" if champion else ""
     return (f"where data/ still holds the weights: rm -f .lmworks/release.json, then lmworks run (it registers them again){back}; "
-            f"or {RESTORE}")
+            "or bring a backup back into an empty checkout: lmworks restore PATH")
 
 
 def _served(layout: Layout, wanted: list[str]) -> Iterator[Check]:
@@ -80,6 +111,9 @@ def _served(layout: Layout, wanted: list[str]) -> Iterator[Check]:
 
 
 def _fetched(layout: Layout, version: Any) -> Iterator[Problem]:
+    model = registry.registered(layout, version.name)
+    if model and model["aliases"].get("champion") == str(version.version):
+        yield from _promotion(version.name, f"{version.name} version {version.version} (champion)", model, dict(version.tags), {})
     try:
         with registry.fetched(version, layout):
             return

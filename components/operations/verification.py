@@ -23,7 +23,7 @@ from components.corpus import origins
 from components.errors import Damaged, UserError
 from components.layout import Layout
 from components.operations import databases, healing, lock_file, services, staleness, stored_models
-from components.operations.findings import RESTORE, Check, Problem, said, size_of
+from components.operations.findings import Check, Problem, said, size_of
 from components.operations.processes import MLFLOW, PREFECT
 from components.reporting import Progress
 
@@ -300,4 +300,4 @@ def _database(layout: Layout, path: Path, where: str) -> Iterator[Problem]:
     except Damaged as error:
         problems = [said(error, layout)]
     for wrong in problems[:1]:
-        yield Problem(kind="databases", where=where, wrong=wrong, todo=RESTORE)
+        yield Problem(kind="databases", where=where, wrong=wrong, todo=databases.BACK)

@@ -246,6 +246,28 @@ def test_every_aliased_model_by_its_hashes_or_those_asked_for(registered: Layout
             verification.verify(registered, [wrong])
 
 
+@pytest.mark.parametrize(("statement", "told", "damaged"), [
+    ("DELETE FROM registered_model_tags WHERE name = 'sound' AND key LIKE 'lmworks.history%'", "moved by hand to version 1", False),
+    ("UPDATE model_version_tags SET value = 'failed' WHERE name = 'sound' AND key = 'gate.verdict'", "the verdict of its gate is failed", False),
+    ("UPDATE model_version_tags SET value = 'a0' WHERE name = 'sound' AND key = 'lmworks.evaluation_sha256'", "the registry says evaluation a0, its gate judged", True)])
+def test_H2_H3_a_champion_that_no_gate_made_is_told(registered: Layout, monkeypatch: pytest.MonkeyPatch, statement: str, told: str, damaged: bool):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    whole = registered.mlflow_database.read_bytes()
+    try:
+        with contextlib.closing(sqlite3.connect(registered.mlflow_database)) as database:
+            assert database.execute(statement).rowcount
+            database.commit()
+        found = verification.verify(registered, ["models:/sound@champion"])
+        (problem,) = found.problems
+        assert problem.where == "sound version 1 (candidate, champion)" and told in problem.wrong and "lmworks rollback sound" in problem.todo
+        assert found.clean is not damaged
+        assert verification.verify(registered, ["models:/sound-instruct@champion"]).problems == []
+    finally:
+        for beside in registered.mlflow_database.parent.glob("mlflow.db-*"):
+            beside.unlink()
+        registered.mlflow_database.write_bytes(whole)
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "added"])
 def test_H1_each_file_of_a_stored_model(registered: Layout, monkeypatch: pytest.MonkeyPatch, damage: str):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
