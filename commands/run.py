@@ -19,6 +19,7 @@ from components.operations import half_restored, last_run, lock_file, staleness
 
 SUMMARY = "summary.json"
 SMALL = ("tokenizer", "evaluation")  # published folders that even an unchanged rerun hashes again
+COARSE_NS = 100_000_000  # a file system's clock may be that far behind
 
 
 def unchanged(config: settings.Config, layout: Layout) -> bool:
@@ -44,13 +45,13 @@ def unchanged(config: settings.Config, layout: Layout) -> bool:
 def verify_touched(layout: Layout) -> None:
     """Hash the outputs that somebody touched since the last release, whatever their time stamps say: DVC looks at size, inode and time of
     change alone, and those can be put back. Raises Damaged."""
-    released_ns = layout.receipt.stat().st_mtime_ns
+    began_ns, released_ns = time.time_ns() - COARSE_NS, layout.receipt.stat().st_mtime_ns
     touched = [folder for stage in chain.STAGES for folder in map(layout.out, stage.outs)
                if any(path.lstat().st_ctime_ns > released_ns for path in (folder, *folder.rglob("*")))]
     for folder in touched:
         files.verify_manifest(folder)
     if touched:
-        os.utime(layout.receipt)  # what was found whole is not hashed again the next time
+        os.utime(layout.receipt, ns=(began_ns, began_ns))  # what was found whole is not hashed again the next time; what was touched meanwhile is
 
 
 def check_devices(config: settings.Config) -> None:
