@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import shlex
@@ -37,6 +38,7 @@ NOISE = re.compile(r"^(Running stage '|> |Generating lock file|Updating lock fil
                    r"ERROR: failed to reproduce '.*': failed to run: |Verifying data sources|WARNING: '.*' is empty\.$|\s*$)")
 RESTORED = re.compile(r"^Stage '.*' is cached - skipping run")
 EXITED = re.compile(r"^ERROR: failed to reproduce '.*exited with (-?\d+)$")
+DISK = (*storage.FULL, errno.EROFS)  # what is true of the whole disk, whichever file it was
 PROGRESS = re.compile(r"^\S+ (\d+)/(\d+)\b")
 # looked up before any fork: between fork and exec nothing may be imported or loaded, other threads may hold those locks
 _PRCTL = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
@@ -185,8 +187,11 @@ def _words(ended: Ended, told: dict[str, Any]) -> str:
         name = signal.Signals(-ended.stage_code).name
         return f"it was ended by {name}" + ("; mostly that is the kernel, out of memory: use smaller batches, or free memory" if name == "SIGKILL" else "")
     root = Layout().root
-    if full := next((line for line in ended.last if "no space in " in line), None) or storage.said("\n".join(ended.last), root) or storage.tight(root):
+    disk = (storage.said(line, root) for line in ended.last if storage.number_in(line) in DISK)
+    if full := next((line for line in ended.last if "no space in " in line), None) or next(disk, None) or storage.tight(root):
         return full  # a disk that took no outcome either, or DVC's own word for it
+    if named := next((line for line in ended.last if storage.number_in(line)), None):
+        return named  # it says of which file; we do not know
     return ended.last[-1] if ended.last else f"DVC ended with exit code {ended.dvc_code} and without a word"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import deque
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,3 +138,11 @@ def test_F3_a_run_that_prefect_never_heard_the_end_of_says_what_finished(tmp_pat
     not_reported(broken, ConnectionError("refused"), Layout(root=tmp_path))
     assert broken.exit_code == 1
     assert broken.verdict == "Failed" and "run again: lmworks run" in broken.message
+
+
+@pytest.mark.parametrize(("line", "told"), [
+    ("PermissionError: [Errno 13] Permission denied: '/data/raw/x'", "PermissionError: [Errno 13] Permission denied: '/data/raw/x'"),
+    ("OSError: [Errno 28] No space left on device: 'x'", "no space in "), ("OSError: [Errno 30] Read-only file system: 'x'", "its disk is read-only")])
+def test_D6_only_a_full_or_read_only_disk_is_told_of_the_whole_checkout(line: str, told: str):
+    words = tasks._words(tasks.Ended(dvc_code=1, last=deque(["before", line, "ERROR: failed to reproduce 'clean'"])), {})
+    assert told in words and "no permission" not in words
