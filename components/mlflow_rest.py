@@ -70,24 +70,12 @@ def _ask(address: str, method: str, data: bytes | None, what: str, timeout_s: fl
     try:
         try:
             with opener.open(request, timeout=timeout_s) as answer:
-                return _read(answer, deadline_s)
+                return addresses.read(answer, deadline_s)
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return None
             kind = Refused if error.code in (400, 413, 422) else Unreachable
-            said = str(error.reason) if 300 <= error.code < 400 else _read(error, deadline_s)[:300].decode(errors="replace")
+            said = str(error.reason) if 300 <= error.code < 400 else addresses.read(error, deadline_s)[:300].decode(errors="replace")
             raise kind(f"{what}: {error.code} {said}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:  # the last: cut in mid-answer, or no HTTP at all
         raise Unreachable(f"{what}: {error or type(error).__name__}") from error
-
-
-def _read(answer: Any, deadline_s: float) -> bytes:
-    """The whole answer. Raises TimeoutError for one that drips in past the deadline, IncompleteRead for one that was cut."""
-    read = b""
-    while part := answer.read1(2**16):  # a socket's own time-out begins anew with each byte
-        read += part
-        if time.monotonic() > deadline_s:
-            raise TimeoutError("the answer comes too slowly")
-    if answer.length:
-        raise http.client.IncompleteRead(read, answer.length)
-    return read

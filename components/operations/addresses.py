@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import os
 import socket
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -18,6 +20,8 @@ SECRETS = (ALERT_WEBHOOK, PING_URL)
 SCHEMES = ("http", "https")
 # what cloud machines call the service that hands out their keys
 METADATA_NAMES = ("metadata", "metadata.google.internal", "instance-data")
+METADATA_ADDRESSES = tuple(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200")))  # beside the link-local one: Amazon's, Alibaba's
+METADATA = "the address of a cloud machine's metadata service, which nothing of lmworks ever asks"
 
 
 def secret_address(variable: str) -> str | None:
@@ -46,12 +50,13 @@ def refusal(url: str) -> str | None:
 
 
 def forbidden(host: str) -> str | None:
-    """Why no request goes to a host: link-local addresses (a cloud machine's keys lie at 169.254.169.254), multicast and none at all.
+    """Why no request goes to a host: link-local addresses (a cloud machine's keys lie at 169.254.169.254), multicast, none at all,
+    and what else clouds keep keys at.
 
     Private and loopback addresses are taken: a receiver in the same network is the usual case. Names are not looked up here.
     """
     if host.lower().rstrip(".") in METADATA_NAMES:
-        return "the address of a cloud machine's metadata service, which nothing of lmworks ever asks"
+        return METADATA
     try:
         number: Any = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -60,6 +65,8 @@ def forbidden(host: str) -> str | None:
         except OSError:
             return None  # a name
     number = getattr(number, "ipv4_mapped", None) or number
+    if number in METADATA_ADDRESSES:
+        return METADATA
     if number.is_link_local or number.is_multicast or number.is_unspecified:
         return "a link-local, multicast or unspecified address, which nothing of lmworks ever asks"
     return None
@@ -75,7 +82,7 @@ class SameHost(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
-        same = new.scheme in SCHEMES and new.hostname == old.hostname and (new.port == old.port or (old.port, new.port) == (None, None))
+        same = new.scheme in SCHEMES and new.hostname == old.hostname and new.port == old.port
         if not same or (old.scheme == "https" and new.scheme == "http"):
             raise urllib.error.HTTPError(req.full_url, code, f"it sends to another address ({new.scheme}://{new.netloc.rpartition('@')[2]}), which is not followed", headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -91,3 +98,15 @@ def opener(*, proxies: bool) -> urllib.request.OpenerDirector:
     if proxies:
         made.add_handler(urllib.request.ProxyHandler())
     return made
+
+
+def read(answer: Any, deadline_s: float) -> bytes:
+    """The whole answer. Raises TimeoutError for one that drips in past the deadline (of time.monotonic), IncompleteRead for one that was cut."""
+    whole = b""
+    while part := answer.read1(2**16):  # a socket's own time-out begins anew with each byte
+        whole += part
+        if time.monotonic() > deadline_s:
+            raise TimeoutError("the answer comes too slowly")
+    if answer.length:
+        raise http.client.IncompleteRead(whole, answer.length)
+    return whole

@@ -31,15 +31,19 @@ class Unreachable(UserError):
 
 def call(url: str, body: Any = None, *, method: str | None = None, headers: dict[str, str] | None = None,
          timeout_s: float = 10) -> Any:
-    """The JSON that `url` answers with (None for an empty answer). Raises Unreachable."""
+    """The JSON that `url` answers with (None for an empty answer). Raises Unreachable.
+
+    `timeout_s`: for the answer to begin, and once more for the rest of it.
+    """
+    deadline_s = time.monotonic() + timeout_s
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, method=method or ("GET" if body is None else "POST"),
                                      headers={"Content-Type": "application/json", **(headers or {})})
     try:
         with _OPENER.open(request, timeout=timeout_s) as answer:
-            text = answer.read()
+            text = addresses.read(answer, deadline_s)
     except urllib.error.HTTPError as error:
-        raise Unreachable(f"{url} answered {error.code}: {_detail(error)}", error.code) from error
+        raise Unreachable(f"{url} answered {error.code}: {_detail(error, deadline_s)}", error.code) from error
     except http.client.HTTPException as error:  # cut in mid-answer, or no HTTP at all
         raise Unreachable(f"{url} gives no whole answer ({type(error).__name__}: {error})") from error
     except (OSError, ValueError) as error:
@@ -50,12 +54,12 @@ def call(url: str, body: Any = None, *, method: str | None = None, headers: dict
         return text.decode(errors="replace")  # MLflow's health page is plain text
 
 
-def _detail(error: urllib.error.HTTPError) -> str:
+def _detail(error: urllib.error.HTTPError, deadline_s: float) -> str:
     """What the server says of its refusal; '' where even that does not arrive."""
     if 300 <= error.code < 400:
         return str(error.reason)
     try:
-        return error.read()[:300].decode(errors="replace")
+        return addresses.read(error, deadline_s)[:300].decode(errors="replace")
     except (OSError, http.client.HTTPException):
         return ""
 

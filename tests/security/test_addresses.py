@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.code
 BAD = ["file:///etc/passwd", "gopher://127.0.0.1:70/x", "ftp://127.0.0.1/x", "http://169.254.169.254/latest/meta-data", "http://2852039166/", "http://0xa9fea9fe/",
        "http://0251.0376.0251.0376/", "http://[::ffff:169.254.169.254]/", "http://[fe80::1%25eth0]/", "http://0.0.0.0:8080/", "http://224.0.0.1/", "http://metadata.google.internal/",
        "http://metadata./", "http://", "http://ex ample.org", "http://example.org\\@169.254.169.254/", "http://example.org:port/", "http://[::1", "javascript:alert(1)", "//example.org/x",
-       "http://example.org/\x00", "http://example.org/\r\nHost: evil"]
+       "http://[fd00:ec2::254]/", "http://[FD00:0EC2:0:0::254]/", "http://100.100.100.200/", "http://1684301000/", "http://[::ffff:100.100.100.200]/", "http://example.org/\x00", "http://example.org/\r\nHost: evil"]
 
 
 @pytest.mark.parametrize("url", BAD)
@@ -126,3 +127,30 @@ def test_an_outside_prefect_hears_who_calls(sites: tuple[Site, Site], monkeypatc
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:open")
     rest.Prefect(f"{sites[0].url}/api").get("/flows")
     assert sites[0].seen == [("/api/flows", "Basic YWRtaW46b3Blbg==")]
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("ask", [lambda url: rest.call(url, timeout_s=0.5), lambda url: mlflow_rest.call(url, "GET", "x", timeout_s=0.5)], ids=["rest", "mlflow_rest"])
+def test_F1_an_answer_that_drips_in_without_end_is_given_up(ask: Callable[[str], Any], status: int):
+    asked_enough = threading.Event()
+
+    class Dripping(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not asked_enough.wait(0.05):
+                    self.wfile.write(b" ")
+
+        def log_message(self, *_: Any) -> None:
+            """Silent."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        try:
+            with pytest.raises((rest.Unreachable, mlflow_rest.Unreachable), match="too slowly|answered 500"):
+                ask(f"http://127.0.0.1:{server.server_port}")
+        finally:
+            asked_enough.set()
+            server.shutdown()
