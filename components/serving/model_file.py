@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ PARAMS = {"max_new_tokens": 64, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "s
 MAX_TEMPERATURE = 10.0
 MAX_SEED = 2**63 - 1
 MAX_NEW_TOKENS = 65_536  # where the model itself states no longest sequence
-CODE_KEYS = ("auto_map", "trust_remote_code", "custom_generate")
+# as components/release/imported.py has them; this file stands alone
+CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines", "custom_generate")
+KERNEL = re.compile(r"_implementation(_internal)?$")
 VOUCHED = "vouched.json"  # {file: sha256} of a released model, in its root
 USER_TEXT = "\ue000user text\ue001"  # stands for the prompt while the chat template is rendered
 
@@ -104,12 +107,19 @@ def registered_version(folder: Path) -> int | None:
         return None
 
 
-def code_key(value: Any) -> str | None:
-    """The first key, at any depth, for which transformers would run code of the folder's own."""
+def code_key(value: Any, depth: int = 0) -> str | None:
+    """The first key, at any depth, for which transformers would run code of the folder's own, or a kernel from the hub."""
+    if depth > 20:
+        return "nesting deeper than 20"
     if isinstance(value, dict):
-        named = next((key for key in CODE_KEYS if value.get(key)), None)
-        return named or next((found for inner in value.values() if (found := code_key(inner))), None)
-    return next((found for inner in value if (found := code_key(inner))), None) if isinstance(value, list) else None
+        for key, inner in value.items():
+            if key in CODE_KEYS and inner:
+                return key
+            # "attn_implementation": "owner/kernel" is compiled code of that owner's
+            if isinstance(key, str) and KERNEL.search(key) and isinstance(inner, str) and "/" in inner:
+                return f"{key}: {inner[:60]}"
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for inner in inside if (found := code_key(inner, depth + 1)) is not None), None)
 
 
 def refuse_code(folder: Path) -> None:

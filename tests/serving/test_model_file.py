@@ -58,6 +58,18 @@ def test_file_is_self_contained():
     assert "components" not in text.replace("components/", "") and "flows" not in text
 
 
+@pytest.mark.parametrize("settings", [
+    {"auto_map": {"AutoModel": "x.Y"}}, {"custom_pipelines": {"a": {}}}, {"a": [{"custom_generate": "owner/code"}]}, {"trust_remote_code": True}, {"trust_remote_code": False},
+    {"attn_implementation": "owner/kernel"}, {"b": {"_attn_implementation_internal": "owner/kernel@main:f"}}, {"attn_implementation": "sdpa"}, {"auto_map": {}},
+    {"architectures": ["LlamaForCausalLM"], "rope": {"type": "a/b"}}, json.loads("[" * 30 + "]" * 30), "text", None])
+def test_J1_a_served_model_is_refused_for_the_same_code_as_an_imported_one(settings):
+    from components.release import imported
+    from components.serving import model_file
+
+    assert model_file.code_key(settings) == imported._code_key(settings)
+    assert (model_file.CODE_KEYS, model_file.KERNEL) == (imported.CODE_KEYS, imported.KERNEL)
+
+
 def test_one_seed_one_answer_also_in_threads_and_company(base):
     params = {"max_new_tokens": 24, "seed": 5}
     alone = base.predict(["The king"], params=params)[0]
