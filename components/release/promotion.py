@@ -52,18 +52,32 @@ def move_champion(client: Any, name: str, model: dict[str, Any], *, to: str, why
 
     Raises UserError where version `to` is deleted meanwhile: then the alias is where it was (G6).
     """
+    from mlflow.exceptions import MlflowException
+
     for number in history.unmade(model):  # what a kill before its move left
         client.delete_registered_model_tag(name, history.key(number))
     entries = history.planned(model, to=to, who=user(), when=datetime.now(UTC).isoformat(timespec="seconds"), why=why, left_weights=left_weights)
     for number, entry in sorted(entries.items(), reverse=True):  # the move itself first: what a kill leaves then is seen to be unmade
         client.set_registered_model_tag(name, history.key(number), json.dumps(entry, ensure_ascii=False, sort_keys=True))
     failpoints.hit("registry.history_written", name)
-    client.set_registered_model_alias(name, "champion", to)
+    try:
+        client.set_registered_model_alias(name, "champion", to)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            _unplan(client, name, entries)
+        raise
     failpoints.hit("registry.alias_moved", name)
     if version_of(client, name, to) is None:  # MLflow looks whether it is there before it writes the alias, not while
+        _unplan(client, name, entries)
         _put_back(client, name, model["aliases"].get("champion"))
         raise deleted(name, to)
     client.set_registered_model_tag(name, history.DONE, str(max(entries)))
+
+
+def _unplan(client: Any, name: str, entries: dict[int, Any]) -> None:
+    """Take the entries of a move back that cannot be made. Where the champion of before is gone too, nothing else tells them from a move that was."""
+    for number in sorted(entries):
+        client.delete_registered_model_tag(name, history.key(number))
 
 
 def _put_back(client: Any, name: str, number: str | None) -> None:

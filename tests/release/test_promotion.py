@@ -135,6 +135,31 @@ def test_G6_an_alias_that_the_server_left_at_a_deleted_version_is_put_back_or_pa
     assert registry.aliased(client, "dangling", "champion").version == "4"
 
 
+@pytest.mark.parametrize("when", ["before the move", "after it"])
+def test_G6_a_move_to_a_deleted_version_is_no_move_where_the_champion_of_before_is_deleted_too(mlflow_url, tmp_path, monkeypatch, when):
+    layout, name = Layout(root=tmp_path), f"twice-{when[0]}"
+    client = a_model(layout, name, 3)
+    assert promotion.promote(client, name, "1", layout, better(client, name, "1"))[0]
+    move = mlflow.MlflowClient.set_registered_model_alias
+
+    def deleting(self, model, alias, version):
+        if when == "after it":
+            move(self, model, alias, version)
+        for number in ("1", "2"):
+            client.delete_model_version(model, number)
+        if when == "before the move":
+            move(self, model, alias, version)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "set_registered_model_alias", deleting)
+        with pytest.raises(UserError, match="version 2 was deleted"):
+            promotion.promote(client, name, "2", layout, lambda _champion: (True, "better"))
+    model = registry.registered(layout, name)
+    assert model["aliases"] == {} and [move["to"] for move in history.history(model)] == ["1"] and history.unmade(model) == []
+    assert promotion.promote(client, name, "3", layout, better(client, name, "3"))[0]
+    assert registry.aliased(client, name, "champion").version == "3"
+
+
 def test_G6_promoting_and_deleting_at_once_ends_with_one_winner(mlflow_url, tmp_path):
     layout = Layout(root=tmp_path)
     client = a_model(layout, "both", 9)
