@@ -113,6 +113,8 @@ def base_group(config: Config, layout: Layout) -> Group:
     if not found:
         raise UserError(f"corpus.base={source!r}: data/imported/{folder.name} is empty. Run: lmworks import PATH (a Hugging Face model folder)")
     listed = files.read_manifest(folder)["files"] if (folder / files.MANIFEST).exists() else {}  # none: put there by hand
+    if gone := sorted(name for name in listed.keys() - {name for name, _ in found} if name.rsplit("/", 1)[-1] not in RESERVED):
+        raise Damaged(f"{folder / files.MANIFEST} lists {gone[0]!r}, which is not there: one of them is damaged. Delete the folder, then lmworks import PATH again")
     return Group(kind="imported", source=source, files=found, vouched={name: entry["sha256"] for name, entry in listed.items()})
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from components.config import build
+from components.config import Config, build
 from components.corpus import user_records
-from components.corpus.documents import QUARANTINE
+from components.corpus.documents import DOCUMENTS, QUARANTINE, RECORDS, to_table
 from components.errors import UserError
 from components.layout import Layout
 from components.reporting import Report
@@ -26,6 +29,11 @@ def judged(message: str, name: str) -> None:
     assert re.search(r"(Copy|Mend|Convert|Name|Raise|save|Save|Rename|extension|unpack|extract|Run|Give|corpus)", message), message
 
 
+def records(folder: Path, config: Config, report: Report) -> tuple[pa.Table, list[dict[str, Any]]]:
+    rows = ingest.readable_rows(user_records.read_records, folder, config, report, faults := [])
+    return to_table([record for _, record in rows], RECORDS), faults
+
+
 @pytest.mark.parametrize("tens", range(0, 400, 40))
 def test_any_file_becomes_rows_or_faults_or_one_clear_error(tmp_path, tens):
     folder = tmp_path / "corpus"
@@ -34,14 +42,15 @@ def test_any_file_becomes_rows_or_faults_or_one_clear_error(tmp_path, tens):
     for seed in range(tens, tens + 40):
         name, data = malformed(seed)
         (folder / name).write_bytes(data)
-        for read in (ingest.user_documents, lambda folder, config, report: ([*ingest.readable_rows(user_records.read_records, folder, config, report, faults := [])], faults)):
+        for read, wanted in ((ingest.user_documents, DOCUMENTS), (records, RECORDS)):
             try:
                 table, faults = read(folder, CONFIG, Report())
                 ends["rows"] += 1
                 for fault in faults:  # a row of the quarantine in any case
                     assert fault["source"] == name and set(fault) == set(QUARANTINE.names) and fault["detail"]
                     fault["text"].encode()
-                assert len(table) >= 0
+                assert table.schema == wanted and None not in table["source"].to_pylist()
+                table.validate(full=True)  # every text is UTF-8, every offset inside its buffer
             except UserError as error:
                 judged(str(error), name)
                 ends["refused"] += 1
