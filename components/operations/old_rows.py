@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from components import mlflow_rest, spool, storage
+from components import mlflow_rest, spool
 from components.errors import UserError
 from components.layout import Layout
 from components.operations import databases, processes, rest, services
 from components.operations.cleaning import Item, Kind, size_of
 from components.provenance import PREFECT_RUN
+from components.release import emptied_bin
 
 RUN_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -115,24 +116,7 @@ def _remove_models(layout: Layout, url: str, unused: Found, runs: Found) -> None
         if folder.exists():
             shutil.rmtree(folder)
     if runs:
-        _remove_rows(layout, list(runs))
-
-
-def _remove_rows(layout: Layout, run_ids: list[str]) -> None:
-    """Runs out of MLflow's database for good, by the function that `mlflow gc` calls for each. Raises UserError."""
-    from mlflow.exceptions import MlflowException
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    try:
-        store = SqlAlchemyStore(f"sqlite:///{layout.mlflow_database.absolute()}", layout.artifacts.absolute().as_uri())
-        try:
-            for run_id in run_ids:
-                if store.get_run(run_id).info.lifecycle_stage == "deleted":  # a person may have brought it back in this moment
-                    store._hard_delete_run(run_id)
-        finally:
-            store.engine.dispose()
-    except MlflowException as error:
-        raise UserError(f"MLflow's database does not let go of runs in its bin: {storage.said(error, layout.mlruns) or ' '.join(str(error).split())[:200]}. Mend that, then run again") from error
+        emptied_bin.remove(layout, list(runs))
 
 
 # --- Prefect -------------------------------------------------------------------------------------
