@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import workspace
-from benchmarks.workspace import RESULTS, clone, interval, lmworks
+from benchmarks.workspace import RESULTS, clean_env, clone, interval, lmworks
 from components import chain, files
 
 REPEATS = 3
@@ -32,12 +31,6 @@ def timed(*command: str, cwd: Path, env: dict[str, str]) -> tuple[float, str]:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
     return time.perf_counter() - started_s, done.stdout
-
-
-def clean_env(root: Path, home: Path) -> dict[str, str]:
-    """An empty home and nothing of the caller's own servers."""
-    drop = ("MLFLOW_", "PREFECT_", "DVC_", "LMWORKS_")
-    return {**{k: v for k, v in os.environ.items() if not k.startswith(drop)}, "HOME": str(home), "PYTHONPATH": str(root)}
 
 
 # --- set-up --------------------------------------------------------------------------------------

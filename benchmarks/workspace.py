@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from components import failpoints
 from components.layout import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -30,10 +31,17 @@ def clone(target: Path, *, with_venv: bool = True) -> Path:
     return target
 
 
+def clean_env(root: Path, home: Path | None = None) -> dict[str, str]:
+    """Nothing of the caller's own servers and fail-points; with `home`, an empty home."""
+    drop = ("MLFLOW_", "PREFECT_", "DVC_", "LMWORKS_", failpoints.VARIABLE)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(drop)}
+    return {**kept, **({"HOME": str(home)} if home else {}), "PYTHONPATH": str(root)}
+
+
 def lmworks(root: Path, *arguments: str, env: dict[str, str] | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
     """One `lmworks` command of that checkout, its output kept."""
     done = subprocess.run([str(root / ".venv" / "bin" / "python"), "-m", "commands", *arguments], cwd=root, text=True, capture_output=True,
-                          env={**os.environ, "PYTHONPATH": str(root), **(env or {})})
+                          env=env or {**os.environ, "PYTHONPATH": str(root)})
     if check and done.returncode:
         raise RuntimeError(f"lmworks {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
     return done

@@ -93,11 +93,10 @@ def call(root: Path, *words: str, **env: str) -> tuple[int, str]:
     """(exit code, all that it printed) of `python -m WORDS` in that checkout."""
     home = root.parent / "home"
     home.mkdir(exist_ok=True)
-    drop = ("MLFLOW_", "PREFECT_", "DVC_", "LMWORKS_", "FAILPOINTS")
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(drop)}
+    clean = workspace.clean_env(root, home)
     try:
         done = subprocess.run([str(root / ".venv/bin/python"), "-m", *words], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=RUN_LIMIT_S,
-                              env={**clean, "HOME": str(home), "PYTHONPATH": str(root), "PATH": f"{root / '.venv/bin'}:{clean['PATH']}", **env})
+                              env={**clean, "PATH": f"{root / '.venv/bin'}:{clean['PATH']}", **env})
         return done.returncode, done.stdout
     except subprocess.TimeoutExpired as error:
         return -1, f"{(error.stdout or b'').decode(errors='replace')}\nit did not end within {RUN_LIMIT_S} s"

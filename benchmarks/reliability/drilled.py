@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import yaml
 
+from benchmarks import workspace
 from components import chain, failpoints, files
 from components.layout import Layout
 
@@ -49,12 +50,7 @@ class Life:
 
     def members(self) -> list[psutil.Process]:
         """The live processes of this run: its own session, which the servers are not in."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, ProcessLookupError):
-                if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return _session(self.process.pid)
 
     def end(self) -> int:
         """Its exit code, once it has ended. Raises TimeoutExpired for one that hangs, and ends it."""
@@ -80,17 +76,12 @@ class Drilled:
 
     def environment(self, *points: str) -> dict[str, str]:
         """An empty home, nothing of the developer's own servers; `points` beside the notes."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PREFECT_", "DVC_", "LMWORKS_", failpoints.VARIABLE))}
         noted = [f"{name}=note:{self.notes_file}" for name in NOTED if not any(point.startswith(f"{name}=") for point in points)]
-        return {**kept, "HOME": str(self.scratch / "home"), "PYTHONPATH": str(self.root), failpoints.VARIABLE: ",".join([*points, *noted])}
+        return {**workspace.clean_env(self.root, self.scratch / "home"), failpoints.VARIABLE: ",".join([*points, *noted])}
 
     def lmworks(self, *arguments: str) -> str:
         """One command that must succeed; what it printed."""
-        done = subprocess.run([str(self.layout.venv / "bin" / "python"), "-m", "commands", *arguments], cwd=self.root, text=True, capture_output=True,
-                              env={key: value for key, value in self.environment().items() if key != failpoints.VARIABLE})
-        if done.returncode:
-            raise RuntimeError(f"lmworks {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
-        return done.stdout
+        return workspace.lmworks(self.root, *arguments, env=workspace.clean_env(self.root, self.scratch / "home")).stdout
 
     def start(self, *points: str) -> Life:
         """`lmworks run`, in a session of its own."""
@@ -205,8 +196,8 @@ def _is_stage(process: psutil.Process) -> bool:
 def _session(leader: int) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) == leader:
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 

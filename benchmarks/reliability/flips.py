@@ -119,9 +119,7 @@ def finished(root: Path) -> Layout:
 
 def lmworks(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """One command in the checkout, with nothing of the caller's own servers; its end is the caller's business."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_", "DVC_", "LMWORKS_"))}
-    return subprocess.run([str(root / ".venv/bin/python"), "-m", "commands", *arguments], cwd=root, text=True, capture_output=True,
-                          env={**env, "PYTHONPATH": str(root), "COLUMNS": "200"})
+    return workspace.lmworks(root, *arguments, env=workspace.clean_env(root) | {"COLUMNS": "200"}, check=False)
 
 
 def state_of(layout: Layout) -> dict[str, Any]:

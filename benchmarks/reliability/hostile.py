@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import clean_env
 from benchmarks.reliability import hostile_files, unpickling
 from benchmarks.reliability.hostile_files import Hostile
-from benchmarks.workspace import clone
+from benchmarks.workspace import clean_env, clone
 from components import chain, files
 from components import config as settings
 from components.corpus import readers, shards, sources, tokenizer

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import clean_env
+from benchmarks.workspace import clean_env
 from components import mlflow_rest, tracking
 from components.layout import ROOT, Layout
 from components.operations import processes, services

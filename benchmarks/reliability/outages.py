@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import clean_env
 from benchmarks.reliability.proxy import CUT, ERROR, HANG, PASS, REFUSE, Proxy
-from benchmarks.workspace import clone, interval
+from benchmarks.workspace import clean_env, clone, interval, lmworks
 from components import config as settings
 from components import files, mlflow_rest
 from components.layout import Layout
@@ -64,9 +63,7 @@ class Bench:
 
     def lmworks(self, *arguments: str) -> None:
         """Raises RuntimeError with its last words."""
-        done = subprocess.run(self.command(*arguments), cwd=self.root, env=self.env, text=True, capture_output=True)
-        if done.returncode:
-            raise RuntimeError(f"lmworks {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout[-1000:]}\n{done.stderr[-1000:]}")
+        lmworks(self.root, *arguments, env=self.env)
 
 
 def train(bench: Bench, number: int, steps: int, kind: str | None) -> dict[str, Any]:

@@ -28,8 +28,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.figures import clean_env
-from benchmarks.workspace import clone
+from benchmarks.workspace import clean_env, clone
 
 GOAL = "20 planted secrets: 0 found in logs, databases, artifacts and what is printed; 0 listeners off loopback"
 COUNT = 20

@@ -15,8 +15,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.figures import clean_env
-from benchmarks.workspace import clone
+from benchmarks.workspace import clean_env, clone
 from components.layout import Layout
 
 GOAL = "8 processes starting on a fresh checkout at once: 8 of 8 end as they should, with one pair of servers"
