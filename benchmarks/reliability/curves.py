@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ def runs_of(root: Path, name: str) -> dict[str, list[str]]:
     return found
 
 
+def history(url: str, run: str, key: str) -> list[dict[str, Any]]:
+    """The points of a metric of a run, as MLflow has them."""
+    asked = urllib.parse.urlencode({"run_id": run, "metric_key": key, "max_results": MOST})
+    return (call(url, "GET", f"metrics/get-history?{asked}") or {}).get("metrics", [])
+
+
 def curves(root: Path, name: str) -> Curves:
     """{training: {metric: its points (step, value)}}, of all runs of that training together."""
     url, _ = _urls(root)
@@ -45,8 +52,8 @@ def curves(root: Path, name: str) -> Curves:
         for run in runs:
             keys = [metric["key"] for metric in (call(url, "GET", f"runs/get?run_id={run}") or {})["run"]["data"].get("metrics", [])]
             for key in keys:
-                points = (call(url, "GET", f"metrics/get-history?run_id={run}&metric_key={key}&max_results={MOST}") or {}).get("metrics", [])
-                found.setdefault(stage, {}).setdefault(key, []).extend((int(point["step"]), float(point["value"])) for point in points)
+                points = [(int(point["step"]), float(point["value"])) for point in history(url, run, key)]
+                found.setdefault(stage, {}).setdefault(key, []).extend(points)
     return found
 
 

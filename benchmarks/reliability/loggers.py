@@ -7,12 +7,12 @@ import json
 import subprocess
 import sys
 import tempfile
-import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reliability import curves
 from benchmarks.workspace import clean_env
 from components import mlflow_rest, tracking
 from components.layout import ROOT, Layout
@@ -73,8 +73,7 @@ def counted(url: str, points: int) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for run in mlflow_rest.call(url, "POST", "runs/search", {"experiment_ids": [experiment], "max_results": 1000}).get("runs", []):
         number = int(next(param["value"] for param in run["data"]["params"] if param["key"] == "number"))
-        query = urllib.parse.urlencode({"run_id": run["info"]["run_id"], "metric_key": KEY, "max_results": 25_000})
-        history = [(int(m["step"]), float(m["value"])) for m in mlflow_rest.call(url, "GET", f"metrics/get-history?{query}").get("metrics", [])]
+        history = [(int(m["step"]), float(m["value"])) for m in curves.history(url, run["info"]["run_id"], KEY)]
         times = Counter(step for step, _ in history)
         found[number] = {"runs": found.get(number, {}).get("runs", 0) + 1, "status": run["info"]["status"],
                          "lost": len(set(range(points)) - set(times)), "doubled": sum(n - 1 for n in times.values()),

@@ -15,12 +15,12 @@ import statistics
 import subprocess
 import tempfile
 import time
-import urllib.parse
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reliability import curves
 from benchmarks.reliability.proxy import CUT, ERROR, HANG, PASS, REFUSE, Proxy
 from benchmarks.workspace import clean_env, clone, interval, lmworks
 from components import config as settings
@@ -101,17 +101,12 @@ def _window(bench: Bench, running: subprocess.Popen, kind: str | None) -> int:
     return began_ms
 
 
-def _history(url: str, run_id: str, key: str) -> list[dict[str, Any]]:
-    query = urllib.parse.urlencode({"run_id": run_id, "metric_key": key, "max_results": 25_000})
-    return mlflow_rest.call(url, "GET", f"metrics/get-history?{query}").get("metrics", [])
-
-
 def _points(bench: Bench, began_ms: int) -> dict[str, Any]:
     """The newest run as MLflow has it, held against its published curve."""
     url = bench.mlflow.url
     experiment = mlflow_rest.call(url, "GET", "experiments/get-by-name?experiment_name=smoke")["experiment"]["experiment_id"]
     run = mlflow_rest.call(url, "POST", "runs/search", {"experiment_ids": [experiment], "order_by": ["attributes.start_time DESC"], "max_results": 1})["runs"][0]
-    losses = _history(url, run["info"]["run_id"], "train/loss")
+    losses = curves.history(url, run["info"]["run_id"], "train/loss")
     published = bench.layout.pretrained / "curve.csv"
     rows = csv.DictReader(published.read_text().splitlines()) if published.exists() else []
     curve = {int(row["step"]): float(row["train/loss"]) for row in rows}
@@ -188,7 +183,7 @@ def _steps(bench: Bench) -> int:
     assert report["steps"] == training.steps
     experiment = mlflow_rest.call(bench.mlflow.url, "GET", "experiments/get-by-name?experiment_name=smoke")["experiment"]["experiment_id"]
     run = mlflow_rest.call(bench.mlflow.url, "POST", "runs/search", {"experiment_ids": [experiment], "max_results": 1})["runs"][0]
-    speed = statistics.median(float(point["value"]) for point in _history(bench.mlflow.url, run["info"]["run_id"], "train/tokens_per_s"))
+    speed = statistics.median(float(point["value"]) for point in curves.history(bench.mlflow.url, run["info"]["run_id"], "train/tokens_per_s"))
     wanted = (BEFORE_S + AWAY_S + AFTER_S) * speed / (training.rows * training.row_tokens * training.accumulation)
     return 10 * round(wanted * 1.3 / 10)  # a machine that gets quicker meanwhile is no reason to end early
 
