@@ -12,21 +12,17 @@ from typing import Any
 from benchmarks.reliability.file_kinds import AS_WRITTEN, HARMLESS, MISSED, Kind, refused
 from components import chain, files
 from components.layout import ROOT, Layout
-from components.operations import healing, staleness
+from components.operations import staleness
 
 
 def of_checkout(layout: Layout) -> list[Kind]:
-    """Settings that git keeps. dvc.yaml is generated, and versions.yaml says what is installed: each byte of theirs can be judged."""
+    """Settings that git keeps. dvc.yaml is generated, and versions.yaml says what is installed: each byte of theirs can be judged.
+    prefect.yaml is a person's text: that it is there can be judged."""
     from flows import deployments
-
-    def dvc_settings() -> dict[str, dict[str, str]]:
-        config = healing.dvc_config(layout)
-        return {section: dict(config[section]) for section in config.sections()}
 
     return [_of_text("dvc.yaml", layout.dvc_yaml, lambda: staleness.check_dvc_yaml(layout)),
             _of_text("versions.yaml", layout.versions, lambda: chain.check_versions(chain.STAGES, layout)),
-            _of_text("prefect.yaml", layout.root / "prefect.yaml", lambda: deployments._entries(layout), damages=("cut", "remove")),
-            _of_text(".dvc/config", layout.root / ".dvc" / "config", dvc_settings, damages=("cut",))]
+            _of_text("prefect.yaml", layout.root / "prefect.yaml", lambda: deployments._entries(layout), damages=("remove",))]
 
 
 def _of_text(name: str, path: Path, read: Callable[[], Any], damages: tuple[str, ...] = ("flip", "cut", "remove")) -> Kind:
@@ -47,8 +43,7 @@ def of_own(scratch: Path) -> list[Kind]:
     layout = Layout(root=scratch)
     for folder in ("components", "flows"):
         shutil.copytree(ROOT / folder, scratch / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (scratch / ".dvc").mkdir()
-    for name in ("dvc.yaml", "versions.yaml", "prefect.yaml", ".dvc/config"):
+    for name in ("dvc.yaml", "versions.yaml", "prefect.yaml"):
         shutil.copy(ROOT / name, scratch / name)
     return of_checkout(layout)
 

@@ -6,8 +6,8 @@ where it repairs something else than the damaged file; NOTICED: it is not taken 
 compared in the rounds by command only; or HARMLESS: a comment, say, and what is read of the file is compared to be what was read before.
 
 Left out, and why: params.yaml is a person's text, and no program can tell a flipped digit from a changed mind (a change is named by
-`lmworks why`, what is no setting is refused); prefect.yaml and .dvc/config, of the same kind, are not flipped, and a checkout without
-.dvc/config has DVC's defaults. A file taken out of an imported base makes it another base. The databases of MLflow and Prefect: SQLite sees broken structure, not each letter; they are
+`lmworks why`, what is no setting is refused); prefect.yaml, of the same kind, is only taken
+away, and .dvc/config, where what every checkout needs is looked for, is left out. A file taken out of an imported base makes it another base. The databases of MLflow and Prefect: SQLite sees broken structure, not each letter; they are
 in the figure as files of a backup, where each byte counts. Logs, lock files and pages (reports, cards) are for people: nothing reads them.
 """
 

@@ -125,7 +125,7 @@ CONFIGS = {"config": "git checkout -- .dvc/config", "config.local": "mend it, or
 
 
 def dvc_config(layout: Layout) -> configparser.ConfigParser:
-    """DVC's settings of this checkout. Raises Damaged for a file that is none."""
+    """DVC's settings of this checkout. Raises Damaged for a file that is none, or that lost what every checkout's has."""
     config = configparser.ConfigParser(interpolation=None)
     for name, mend in CONFIGS.items():
         path = layout.root / ".dvc" / name
@@ -133,7 +133,20 @@ def dvc_config(layout: Layout) -> configparser.ConfigParser:
             config.read(path, encoding="utf-8")
         except (configparser.Error, UnicodeDecodeError) as error:
             raise Damaged(f"{path} cannot be read as DVC's settings: {' '.join(str(error).split())}. Mend it: {mend}") from error
+    lost = _lost_settings(config) if (layout.root / ".dvc" / "config").exists() else None
+    if lost:
+        raise Damaged(f"{layout.root / '.dvc' / 'config'}: {lost}. Mend it: {CONFIGS['config']}")
     return config
+
+
+def _lost_settings(config: configparser.ConfigParser) -> str | None:
+    """In words, what is not there any more; a person may set all else."""
+    if config.BOOLEAN_STATES.get(config.get("core", "analytics", fallback="true").casefold()) is not False:
+        return "core.analytics is not false, so DVC would report its use"
+    remote = config.get("core", "remote", fallback=None)
+    if remote is not None and f"'remote \"{remote}\"'" not in config.sections():
+        return f"core.remote names {remote}, and no such remote is described"
+    return None
 
 
 def objects_folder(layout: Layout) -> Path:

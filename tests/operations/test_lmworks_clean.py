@@ -62,6 +62,8 @@ with open("ran", "a") as ran:
 def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     for name in [n for n in environment.child(Layout(root=tmp_path)) if os.environ.get(n) is None]:
         monkeypatch.delenv(name, raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):  # an earlier test's client may have left its server there
+        monkeypatch.delenv(name, raising=False)
     return Layout(root=tmp_path)
 
 
@@ -203,7 +205,7 @@ def test_notes_of_runs_that_bring_nothing_back_go_and_with_a_remote_all_stay(lay
     write(runs / "cc/c/broken", content="outs: [")
     write(runs / "dd/d/older", content=f"cmd: x\nouts:\n- path: a\n  md5: {away}\n")
     everything = {path for path in runs.rglob("*") if path.is_file()}
-    write(layout.root / ".dvc/config", content="['remote \"away\"']\n    url = /nowhere\n    verify = true\n")
+    write(layout.root / ".dvc/config", content="[core]\n    analytics = false\n['remote \"away\"']\n    url = /nowhere\n    verify = true\n")
     cleaning.clean(layout, older_than_days=0)
     write(layout.root / ".dvc/config", content="[core]\n    analytics = false\n")
     dry = by_name(cleaning.clean(layout, older_than_days=0, dry=True))["DVC run cache"]
@@ -233,6 +235,7 @@ def made(layout: Layout, store: SqlAlchemyStore, name: str, *, deleted: bool = T
 
 
 def test_runs_in_mlflow_s_bin_go_past_the_age_and_no_run_that_something_needs(layout: Layout, store: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch):
+    import mlflow.tracking._tracking_service.utils
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Registry
 
     gone_, no_files = (made(layout, store, name) for name in ("gone", "no files"))
@@ -243,6 +246,7 @@ def test_runs_in_mlflow_s_bin_go_past_the_age_and_no_run_that_something_needs(la
     registry.create_registered_model("tiny")
     registry.create_model_version("tiny", "mlflow-artifacts:/0/model", run_id=kept["of a version"])
     with monkeypatch.context() as client:  # it looks the model up as a client would
+        client.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)
         client.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{layout.mlflow_database}")
         registry.create_model_version("tiny", "models:/" + models["made a version's model"])
     registry.engine.dispose()

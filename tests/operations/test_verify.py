@@ -143,6 +143,18 @@ def test_D3_a_record_that_names_a_file_elsewhere_is_named(layout: Layout):
     assert problem.where == "/lays/hamlet.md" and "no such file found" in problem.wrong
 
 
+@pytest.mark.parametrize(("text", "lost"), [
+    (b"", "core.analytics is not false"), (b"[core]\n    analytics = false\n    remote = \xe8\xbf\x9c\n", "core.remote names 远, and no such remote"),
+    (b"[core]\n    analytics = true\n", "core.analytics is not false")])
+def test_D4_settings_of_dvc_that_lost_what_every_checkout_has_are_named(layout: Layout, text: bytes, lost: str):
+    files.write_atomic(layout.root / ".dvc/config", text)
+    with pytest.raises(Damaged, match=f"{lost}.*git checkout -- .dvc/config"):
+        healing.objects_folder(layout)
+    whole = b"[core]\n    analytics = false\n    remote = a\n['remote \"a\"']\n    url = x\n    verify = true\n"
+    files.write_atomic(layout.root / ".dvc/config", whole)
+    assert healing.unverified_remotes(layout) == []
+
+
 @pytest.mark.parametrize("text", [b"[core\n", b"remote = local\n", b"[core]\nremote\n", b"[core]\n    remote = \xff\n"])
 def test_D3_D4_damaged_settings_of_dvc_are_named_and_the_rest_is_looked_at(layout: Layout, text: bytes):
     files.write_atomic(layout.root / ".dvc/config", text)
