@@ -1,7 +1,7 @@
 """Tokens a second of one training step: our lean model and loop against the transformers class of the same shape.
 
     python benchmarks/training_speed.py [--layers 4 --width 256 --heads 4 --vocab 6144 --rows 16 --row-tokens 128]
-        [--architecture llama] [--precision bfloat16] [--threads 2] [--repeats 5] [--device cpu]
+        [--architecture llama] [--precision auto] [--threads 2] [--repeats 5] [--device cpu]
 
 Contestants take turns in one process, so that noise falls on all of them; the median of the repeats counts.
 Every contestant: the same batches, AdamW (fused), clipping at 1.0, float32 weights.
@@ -25,6 +25,7 @@ import torch
 from components.training import gpt, loop, model, threads
 from components.training.batches import Batch
 from components.training.optimizers import Optimizers
+from components.training.precision import resolved
 
 STEPS_A_TURN = 4
 
@@ -40,7 +41,7 @@ def contestants(shape: gpt.Shape, folder: Path, precision: str, device: str, com
     for name, one in made.items():
         one.to(device).compute_dtype = getattr(torch, precision)
         kind = "muon" if "Muon" in name else "adamw"
-        optimizers = Optimizers(one, kind=kind, learning_rate=1e-3, weight_decay=0.1, muon_learning_rate=0.02)
+        optimizers = Optimizers(one, kind=kind, learning_rate=1e-3, weight_decay=0.1, muon_learning_rate=0.02, precision=precision)
         result[name] = (torch.compile(one) if "compiled" in name else one), one, optimizers
     return result
 
@@ -62,11 +63,12 @@ def main() -> None:
     for name, value in {"layers": 4, "width": 256, "heads": 4, "vocab": 6144, "rows": 16, "row-tokens": 128, "threads": 2, "repeats": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--architecture", choices=("llama", "gpt2"), default="llama")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true")
     a = parser.parse_args()
     threads.prepare(a.threads, a.device)
+    a.precision = resolved(a.precision, a.device)
     hidden = -(-8 * a.width // 3 // 64) * 64 if a.architecture == "llama" else 4 * a.width
     shape = gpt.Shape(architecture=a.architecture, vocab_size=a.vocab, n_layer=a.layers, n_head=a.heads, n_embd=a.width, n_hidden=hidden,
                       context=a.row_tokens, tied=True)

@@ -139,7 +139,7 @@ class Training(Section):
     beta1: Share = setting(0.9, "AdamW: decay of the first moment", lt=1)
     beta2: Share = setting(0.95, "AdamW: decay of the second moment", lt=1)
     clip_norm: Positive = setting(1.0, "gradients are scaled down to this global norm")
-    precision: Literal["float32", "bfloat16"] = setting("bfloat16", "dtype of the matrix products (autocast); weights stay float32")
+    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "dtype of the matrix products; weights stay float32. auto: bfloat16 where the hardware multiplies it, else float32")
     compile: bool = setting(False, "torch.compile the model")
     device: Literal["cpu", "cuda"] = setting("cpu", "where to train")
     threads: AtLeastOne = setting(2, "CPU threads of torch; part of what makes weights reproducible", le=1024)

@@ -19,6 +19,7 @@ from components.training import loop, model, threads
 from components.training.batches import RecordRows
 from components.training.checkpoint import Checkpoints
 from components.training.optimizers import Optimizers
+from components.training.precision import resolved
 from components.training.results import copy_tokenizer, describe, write_results
 
 
@@ -49,15 +50,16 @@ def run(config: Config, layout: Layout) -> Report:
     validation_batches = RecordRows(held_out, rows=f.rows, seed=config.seed, pad_id=stops[-1]).in_order()
     steps = data.batches_an_epoch * f.epochs
     optimizers = Optimizers(base, kind="adamw", learning_rate=f.learning_rate, weight_decay=f.weight_decay, betas=(f.beta1, f.beta2))
+    precision = resolved(t.precision, t.device)
     plan = loop.Plan(
         name="finetune", steps=steps, warmup_steps=min(f.warmup_steps, steps - 1), min_ratio=f.min_learning_rate_ratio, accumulation=1,
-        clip_norm=t.clip_norm, learning_rate=f.learning_rate, precision=t.precision, device=t.device, compile=False, seed=config.seed,
+        clip_norm=t.clip_norm, learning_rate=f.learning_rate, precision=precision, device=t.device, compile=False, seed=config.seed,
         validation_interval=data.batches_an_epoch, checkpoint_interval=f.checkpoint_interval, log_interval=f.log_interval,
-        flops_a_token=model.flops_a_token(base, row_tokens), peak_flops=loop.measured_peak_flops(t.precision, t.device))
+        flops_a_token=model.flops_a_token(base, row_tokens), peak_flops=loop.measured_peak_flops(precision, t.device))
     languages = sorted({record["language"] for record in train})
     learned = sum(sum(mask) for _, mask in encoded)
     say(f"finetune: {len(encoded):,} records ({learned:,} answer tokens), {f.epochs} epochs, {steps} steps")
-    about = describe(base, config, imported=imported) | {
+    about = describe(base, config, precision, imported=imported) | {
         "applications": sorted(f.applications), "epochs": f.epochs, "languages": languages, "records": len(encoded),
         "records_skipped": {reason: n for reason, n in sorted(counts.items()) if reason != "kept"},
         "answer_tokens": learned, "row_tokens": row_tokens, "rows": f.rows}

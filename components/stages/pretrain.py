@@ -22,6 +22,7 @@ from components.training import loop, model, threads
 from components.training.batches import Batch, PackedRows, scored_rows
 from components.training.checkpoint import Checkpoints
 from components.training.optimizers import Optimizers
+from components.training.precision import resolved
 from components.training.results import copy_tokenizer, describe, write_results
 
 # Weights that can run code when opened. An imported folder may hold them; they go no further.
@@ -46,17 +47,18 @@ def run(config: Config, layout: Layout) -> Report:
         raise UserError(f"the train split has {data.total:,} tokens; training needs at least {2 * t.row_tokens:,} (two rows). "
                         "Give more text, or fine-tune an imported base: lmworks import PATH")
     gpt = model.build(config, index["vocab_size"]).to(t.device)
+    precision = resolved(t.precision, t.device)
     optimizers = Optimizers(gpt, kind=t.optimizer, learning_rate=t.learning_rate, muon_learning_rate=t.muon_learning_rate,
-                            weight_decay=t.weight_decay, betas=(t.beta1, t.beta2))
+                            weight_decay=t.weight_decay, betas=(t.beta1, t.beta2), precision=precision)
     plan = loop.Plan(
         name="pretrain", steps=t.steps, warmup_steps=t.warmup_steps, min_ratio=t.min_learning_rate_ratio, accumulation=t.accumulation,
-        clip_norm=t.clip_norm, learning_rate=t.learning_rate, precision=t.precision, device=t.device, compile=t.compile, seed=config.seed,
+        clip_norm=t.clip_norm, learning_rate=t.learning_rate, precision=precision, device=t.device, compile=t.compile, seed=config.seed,
         validation_interval=t.validation_interval, checkpoint_interval=t.checkpoint_interval, log_interval=t.log_interval,
-        flops_a_token=model.flops_a_token(gpt, t.row_tokens), peak_flops=loop.measured_peak_flops(t.precision, t.device))
+        flops_a_token=model.flops_a_token(gpt, t.row_tokens), peak_flops=loop.measured_peak_flops(precision, t.device))
     read_tokens = t.steps * t.accumulation * t.rows * t.row_tokens
     epochs = read_tokens / data.total
     say(f"pretrain: {model.parameter_count(gpt):,} parameters, {read_tokens:,} of {data.total:,} tokens ({epochs:.2f} epochs) in {t.steps} steps")
-    about = describe(gpt, config, imported=False) | {
+    about = describe(gpt, config, precision, imported=False) | {
         "accumulation": t.accumulation, "attention_isolated": t.isolate_documents, "epochs": round(epochs, 4), "languages": languages,
         "row_tokens": t.row_tokens, "rows": t.rows, "tokens_read": read_tokens}
     settings = {f"{section}.{key}": value for section in ("model", "training")
@@ -64,7 +66,7 @@ def run(config: Config, layout: Layout) -> Report:
     assert layout.work is not None
     with tracking.tracked(
             config, layout, stage="pretrain", parameters=about["parameters"], languages=languages,
-            params=settings | {"seed": config.seed, "parameters": about["parameters"], "tokens_read": read_tokens}) as run_:
+            params=settings | {"training.precision": precision, "seed": config.seed, "parameters": about["parameters"], "tokens_read": read_tokens}) as run_:
         curve = loop.train(gpt, optimizers, data.batch, plan, run=run_,
                            checkpoints=Checkpoints(layout.work / "checkpoints", f"pretrain {layout.work.name}"),
                            validate=validation(config, layout, index))

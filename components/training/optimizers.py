@@ -25,13 +25,13 @@ def rate(step: int, *, steps: int, warmup_steps: int, min_ratio: float) -> float
     return min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
-def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest matrices (N, rows, columns) with singular values near 1, in bfloat16."""
+def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.bfloat16, iterations: int = 5) -> Tensor:
+    """The nearest matrices (N, rows, columns) with singular values near 1, in `dtype`: bfloat16 is enough, where it is quick."""
     a, b, c = NEWTON_SCHULZ
-    x = matrices.bfloat16()
+    x = matrices.to(dtype)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
-    x = x / (x.float().flatten(1).norm(dim=1)[:, None, None] + 1e-7).bfloat16()
+    x = x / (x.float().flatten(1).norm(dim=1)[:, None, None] + 1e-7).to(dtype)
     for _ in range(iterations):
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -74,8 +74,8 @@ class Muon(Part):
     A step is `lr` * sqrt(max(1, out / in)) times a matrix with singular values near 1, as in the original.
     """
 
-    def __init__(self, params: Sequence[Tensor], *, peak: float, weight_decay: float, momentum: float = 0.95, transposed: bool = False):
-        self.momentum = momentum
+    def __init__(self, params: Sequence[Tensor], *, peak: float, weight_decay: float, dtype: torch.dtype, momentum: float = 0.95, transposed: bool = False):
+        self.momentum, self.dtype = momentum, dtype
         out, width = reversed(params[0].shape) if transposed else params[0].shape
         self.scale = max(1.0, out / width) ** 0.5
         super().__init__(params, peak=peak, weight_decay=weight_decay, state={"momentum": [torch.zeros_like(p) for p in params]})
@@ -84,7 +84,7 @@ class Muon(Part):
     def step(self, lr: float) -> None:
         grads, buffers = [p.grad for p in self.params], self.state["momentum"]
         torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
-        update = orthogonalised(torch.stack(torch._foreach_lerp(grads, buffers, self.momentum)))  # Nesterov's look ahead
+        update = orthogonalised(torch.stack(torch._foreach_lerp(grads, buffers, self.momentum)), self.dtype)  # Nesterov's look ahead
         torch._foreach_mul_(self.params, 1 - lr * self.weight_decay)
         torch._foreach_add_(self.params, list(update.float().unbind(0)), alpha=-lr * self.scale)
 
@@ -96,11 +96,11 @@ TABLES = ("embed_tokens.weight", "wte.weight", "wpe.weight", "lm_head.weight")
 class Optimizers:
     """The optimizers of one model, stepped together, with one schedule and one flat state.
 
-    Made after the model is on its device. Matrices are decayed; norms and biases are not.
+    Made after the model is on its device. Matrices are decayed; norms and biases are not. `precision`: of Muon's products.
     """
 
     def __init__(self, model: nn.Module, *, kind: str, learning_rate: float, weight_decay: float,
-                 muon_learning_rate: float = 0.0, betas: tuple[float, float] = (0.9, 0.95)):
+                 muon_learning_rate: float = 0.0, betas: tuple[float, float] = (0.9, 0.95), precision: str = "bfloat16"):
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.names = {id(p): name for name, p in named.items()}
         hidden: dict[tuple[torch.Size, bool], list[Tensor]] = {}
@@ -115,7 +115,8 @@ class Optimizers:
             if members:
                 self.parts.append(AdamW(members, peak=learning_rate, weight_decay=decay, betas=betas))
         for (_, transposed), members in hidden.items():
-            self.parts.append(Muon(members, peak=muon_learning_rate, weight_decay=weight_decay, transposed=transposed))
+            self.parts.append(Muon(members, peak=muon_learning_rate, weight_decay=weight_decay, transposed=transposed,
+                                   dtype=getattr(torch, precision)))
 
     def step(self, share: float) -> None:
         """One update with `share` of the peak learning rates; gradients are dropped afterwards."""

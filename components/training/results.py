@@ -16,12 +16,12 @@ from components.training import model as models
 NOT_TOKENIZER = {files.MANIFEST, "summary.json"}
 
 
-def describe(model: Any, config: Config, *, imported: bool) -> dict[str, Any]:
+def describe(model: Any, config: Config, precision: str, *, imported: bool) -> dict[str, Any]:
     """training.json: shape and what else decides bits. No clock, no host."""
     return {
         "imported": imported, "architecture": model.shape.architecture, "context": model.shape.context, "lean": isinstance(model, models.GPT),
         "n_embd": model.shape.n_embd, "n_head": model.shape.n_head, "n_layer": model.shape.n_layer, "vocab_size": model.shape.vocab_size,
-        "parameters": models.parameter_count(model), "precision": config.training.precision, "device": config.training.device,
+        "parameters": models.parameter_count(model), "precision": precision, "device": config.training.device,
         "threads": torch.get_num_threads(), "torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "seed": config.seed}
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.code
 SETTINGS = {
     "model.n_layer": 2, "model.n_head": 2, "model.n_embd": 32, "model.context": 64, "training.steps": 30, "training.rows": 8,
     "training.row_tokens": 32, "training.optimizer": "muon", "training.warmup_steps": 3, "training.threads": 1, "training.learning_rate": 1e-2,
-    "training.validation_interval": 15, "training.checkpoint_interval": 10, "training.validation_tokens": 400, "training.precision": "float32",
+    "training.validation_interval": 15, "training.checkpoint_interval": 10, "training.validation_tokens": 400, "training.precision": "auto",
     "finetuning.max_row_tokens": 64, "finetuning.rows": 8, "finetuning.max_records": 24, "finetuning.warmup_steps": 2, "finetuning.log_interval": 2, "finetuning.learning_rate": 1e-2, "finetuning.epochs": 3}
 EN = ["the king", "a queen", "the clown", "my lord", "the ghost", "a soldier"]
 ZH = ["这家酒店", "这本书", "那个手机", "服务员", "送餐的人", "房间"]

@@ -19,9 +19,12 @@ def test_the_rate_rises_peaks_and_ends_at_the_minimum():
     assert rate(1, steps=2, warmup_steps=0, min_ratio=0.0) == pytest.approx(0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 24, 64), (2, 64, 24)])
-def test_orthogonalised_matrices_have_singular_values_near_one(shape):
-    values = torch.linalg.svdvals(orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(0))).float())
+def test_orthogonalised_matrices_have_singular_values_near_one(shape, dtype):
+    found = orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(0)), dtype)
+    assert found.dtype == dtype
+    values = torch.linalg.svdvals(found.float())
     # the polynomial trades exactness for speed: it brings them between 0.7 and 1.2, the smallest come late
     assert values.max() < 1.4
     assert values.median() > 0.6
