@@ -104,8 +104,8 @@ def run(
     config = settings.load(layout.params)
     chain.selection(list(chain.BY_NAME), from_stage, to_stage)
     chain.check_versions(chain.STAGES, layout)
-    staleness.check_dvc_yaml(layout)
     check_devices(config)
+    staleness.check_dvc_yaml(layout)
     if dry:
         dry_run(layout, as_json)
         return

@@ -22,6 +22,7 @@ EARLIER = frozenset((
     "1afe8461e46db0c34464528615e8e4e1ef9c9d996d7d1d67a362ab636253ed27",
     "b73df4d0cdacfcda11eb38d949f1d8acde8340b3fe45ae53afcd33c372fc48d9",
     "bc9514813e4fa1ac5a80626ea09a43604740b6a9917b68b885b96d37038fb349",
+    "3d1eef854ff52fec86b432b60809632835140c08ba14bd80e0fa45131b5430aa",
 ))
 ARTIFACT = "artifacts/model"
 LOADER = "mlflow.pyfunc.loaders.code_model"

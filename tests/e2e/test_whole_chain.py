@@ -107,7 +107,8 @@ def test_the_same_name_with_another_corpus_is_refused_before_anything_runs(finis
     checkout.lmworks("use", "smoke", "--corpus", str(tmp_path), "--name", "smoke")
     try:
         done = checkout.lmworks("run", code=2)
-        assert "registered with corpus 'embedded'" in done.stdout + done.stderr and "--name" in done.stdout + done.stderr
+        told = " ".join((done.stdout + done.stderr).split())
+        assert "registered with corpus 'embedded'" in told and "write it into the line `name:` of params.yaml" in told
         assert "✓ fetch" not in done.stdout
     finally:
         checkout.lmworks("use", "smoke")

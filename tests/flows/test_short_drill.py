@@ -40,6 +40,7 @@ def test_C1_C2_C6_C15_a_chain_that_is_killed_in_three_ways_ends_as_if_nobody_had
         checkout.wish(stage, "drilled wait")
     (checkout.root / "go").write_text("")
     untouched = ended(checkout)
+    before = curves.left_open(checkout.root)  # by tests whose checkout this is, too
     try:
         for number, whom in enumerate(("the whole group", "the stage", "the top process")):
             stage = ("first", "second")[number % 2]
@@ -52,7 +53,9 @@ def test_C1_C2_C6_C15_a_chain_that_is_killed_in_three_ways_ends_as_if_nobody_had
             checkout.wish(stage, "drilled wait")
         (checkout.root / "go").write_text("")
         assert ended(checkout) == untouched
-        checkout.wait_for(lambda: curves.left_open(checkout.root) == [], "no run is left open", within_s=60)
+        with contextlib.suppress(AssertionError):  # tasks reach Prefect's server as events, a moment later
+            checkout.wait_for(lambda: curves.left_open(checkout.root) == before, "no run is left open", within_s=60)
+        assert curves.left_open(checkout.root) == before
     finally:
         (checkout.root / "go").unlink(missing_ok=True)
         for stage in ("first", "second"):

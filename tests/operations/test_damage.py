@@ -104,7 +104,8 @@ def test_D3_servers_are_known_though_services_json_is_damaged(tmp_path: Path):
     layout = Layout(root=tmp_path)
     files.write_atomic(tmp_path / "mlflow/__init__.py", "")
     files.write_atomic(tmp_path / "mlflow/__main__.py", "import time\ntime.sleep(60)\n")
-    server = subprocess.Popen([sys.executable, *processes.command(layout, "mlflow", 5999)[1:]], cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""})
+    server = subprocess.Popen([sys.executable, *processes.command(layout, "mlflow", 5999)[1:]], cwd=tmp_path,
+                              env={**os.environ, "PYTHONPATH": "", "LMWORKS_ROOT": str(tmp_path)})
     try:
         while server.poll() is None and "server" not in processes.psutil.Process(server.pid).cmdline():
             pass  # between fork and exec
