@@ -48,9 +48,23 @@ def of_chain(layout: Layout) -> list[Kind]:
         return REFUSED if bad and not path.exists() else MISSED if bad else AS_WRITTEN
 
     objects = healing.objects_folder(layout)
+    return [
+        Kind(name="outputs", files=lambda: outs(lambda path: path.name != files.MANIFEST), use=out, share=6),
+        Kind(name="manifests of outputs", files=lambda: outs(lambda path: path.name == files.MANIFEST), use=out, share=2),
+        Kind(name="weights", files=lambda: outs(lambda path: path.suffix == ".safetensors"), use=out, share=3),
+        Kind(name="objects of DVC's cache", files=lambda: [path for path in below(objects) if path.suffix != ".dir"], use=cached),
+        Kind(name="listings of DVC's cache", files=lambda: [path for path in below(objects) if path.suffix == ".dir"], use=cached),
+        Kind(name="entries of DVC's run cache", files=lambda: list(lock_file.runs(objects.parent.parent)), share=2,
+             use=lambda path: AS_WRITTEN if not staleness.drop_damaged_runs(objects.parent.parent) else REFUSED if not path.exists() else MISSED),
+        Kind(name="dvc.lock", files=lambda: [layout.dvc_lock], use=_lock(layout, stages), share=0.7),
+        Kind(name="sources.yaml", files=lambda: [layout.sources], use=_sources_yaml(layout), share=2),
+        *of_stored_models(layout)]
+
+
+def _lock(layout: Layout, stages: list[str]) -> Callable[[Path], str]:
     written = lock_file.read(layout)
 
-    def lock(path: Path) -> str:
+    def use(path: Path) -> str:
         """What `lmworks run` asks of dvc.lock. A stage that DVC calls stale runs, or comes from the run cache, and its entry is written anew."""
         before = path.read_bytes()
         try:
@@ -61,26 +75,20 @@ def of_chain(layout: Layout) -> list[Kind]:
         except UserError as error:
             return REFUSED if "dvc.lock" in str(error) else MISSED
 
+    return use
+
+
+def _sources_yaml(layout: Layout) -> Callable[[Path], str]:
+    from components.corpus import sources
+
     config, listed = settings.load(layout.params), layout.sources.read_bytes()
 
-    def sources_yaml(path: Path) -> str:
-        from components.corpus import sources
-
+    def use(path: Path) -> str:
         before = path.read_bytes()
         sources.update(config, layout)
         return MISSED if path.read_bytes() != listed else AS_WRITTEN if before == listed else HEALED
 
-    return [
-        Kind(name="outputs", files=lambda: outs(lambda path: path.name != files.MANIFEST), use=out, share=6),
-        Kind(name="manifests of outputs", files=lambda: outs(lambda path: path.name == files.MANIFEST), use=out, share=2),
-        Kind(name="weights", files=lambda: outs(lambda path: path.suffix == ".safetensors"), use=out, share=3),
-        Kind(name="objects of DVC's cache", files=lambda: [path for path in below(objects) if path.suffix != ".dir"], use=cached),
-        Kind(name="listings of DVC's cache", files=lambda: [path for path in below(objects) if path.suffix == ".dir"], use=cached),
-        Kind(name="entries of DVC's run cache", files=lambda: list(lock_file.runs(objects.parent.parent)), share=2,
-             use=lambda path: AS_WRITTEN if not staleness.drop_damaged_runs(objects.parent.parent) else REFUSED if not path.exists() else MISSED),
-        Kind(name="dvc.lock", files=lambda: [layout.dvc_lock], use=lock, share=0.7),
-        Kind(name="sources.yaml", files=lambda: [layout.sources], use=sources_yaml, share=2),
-        *of_stored_models(layout)]
+    return use
 
 
 def of_stored_models(layout: Layout) -> list[Kind]:
