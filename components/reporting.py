@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 import time
@@ -82,10 +81,9 @@ class _Stop:
         self.requested = False
         self.exit_code = 130
         self._deferred = False
-        self._asked, self._parent = False, 0
+        self._asked = False
 
     def install(self) -> None:
-        self._parent = os.getppid()
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asks to outlive the terminal
@@ -93,8 +91,10 @@ class _Stop:
 
     def _handle(self, signum: int, _frame: object) -> None:
         again, self._asked = self._asked, True
-        if again and signum == signal.SIGTERM and os.getppid() != self._parent:
-            return  # the kernel's: the parent died of the first one too, which is no second wish while this process saves its work
+        if again and signum == signal.SIGTERM:
+            # the kernel's (PR_SET_PDEATHSIG): DVC died of the first one too, which is no second wish while this process saves its
+            # work. It comes as soon as the thread that started us is gone, while another of DVC's is still our parent
+            return
         self.exit_code = 143 if signum == signal.SIGTERM else 130
         if self._deferred and not self.requested:
             self.requested = True

@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 from components.layout import ROOT
 
@@ -25,22 +28,46 @@ with stop.deferred() as asked:
     pathlib.Path("saved").write_text("")
 """
 PARENT = """
-import os, pathlib, subprocess, sys
-print(subprocess.Popen([sys.executable, "-c", sys.argv[1]]).pid, flush=True)
-import time; time.sleep(60)
+import os, pathlib, subprocess, sys, threading, time
+def start():
+    print(subprocess.Popen([sys.executable, "-c", sys.argv[1]]).pid, flush=True)
+    while not pathlib.Path("leave").exists():
+        time.sleep(0.02)
+thread = threading.Thread(target=start)
+thread.start()
+thread.join()
+time.sleep(60)
 """
 
 
-def test_C8_C9_a_stage_that_saves_its_work_outlives_the_parent_that_died_of_the_same_signal(tmp_path: Path):
+@pytest.fixture
+def parent(tmp_path: Path) -> Iterator[subprocess.Popen]:
+    """As DVC is: one of its threads starts the stage."""
     parent = subprocess.Popen([sys.executable, "-c", PARENT, STAGE], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
                               stdout=subprocess.PIPE, text=True, process_group=0)
-    assert parent.stdout is not None
+    until((tmp_path / "ready").exists, "the stage works")
+    yield parent
+    parent.kill()
+    parent.wait()
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 60
-    while not (tmp_path / "ready").exists():
-        assert time.monotonic() < deadline and parent.poll() is None
+    while not condition():
+        assert time.monotonic() < deadline, what
         time.sleep(0.02)
+
+
+def test_C8_C9_a_stage_that_saves_its_work_outlives_the_parent_that_died_of_the_same_signal(tmp_path: Path, parent: subprocess.Popen):
     os.killpg(parent.pid, signal.SIGTERM)  # as flows/tasks.py ends a group: DVC dies at once, the stage is told again by the kernel
     assert parent.wait(10) == -signal.SIGTERM
-    while not (tmp_path / "saved").exists():
-        assert time.monotonic() < deadline, "the second signal ended it before its work was saved"
-        time.sleep(0.05)
+    until((tmp_path / "saved").exists, "the second signal ended it before its work was saved")
+
+
+def test_C8_C9_and_the_end_of_the_thread_that_started_it(tmp_path: Path, parent: subprocess.Popen):
+    """The kernel tells a child so when that thread ends, and DVC's other threads, still alive, remain its parent for a moment."""
+    stage = int(parent.stdout.readline())
+    os.kill(stage, signal.SIGTERM)
+    (tmp_path / "leave").write_text("")
+    until((tmp_path / "saved").exists, "the second signal ended it before its work was saved")
+    assert parent.poll() is None
