@@ -5,6 +5,7 @@
 PYTHON ?= python3
 TORCH ?= auto
 export TORCH TORCH_INDEX
+SIDE_BY_SIDE = -n 2
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST)
@@ -20,10 +21,10 @@ run: setup  ## the whole chain: text to champion
 	@.venv/bin/lmworks run
 
 test: dev  ## the tests (under 12 minutes on 2 cores)
-	@.venv/bin/python -m pytest -m "not slow and not browser"
+	@.venv/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not browser"
 
 slow: dev  ## the long checks: alerts and crashes, backup, a consumer on another host, a killed run in MLflow
-	@.venv/bin/python -m pytest -m "slow and not browser"
+	@.venv/bin/python -m pytest $(SIDE_BY_SIDE) -m "slow and not browser"
 
 browser: dev  ## what the pages show, in Chromium (some 8 minutes; screenshots stay in .lmworks/screenshots, or $LMWORKS_SCREENSHOTS)
 	@sh infra/browser.sh >/dev/null

@@ -9,7 +9,7 @@ import pytest
 from tests.checkout import Checkout, Finished, copy_checkout
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     checkout = copy_checkout(tmp_path_factory.mktemp("e2e") / "checkout")
     checkout.lmworks("use", "smoke")
@@ -18,7 +18,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     checkout.lmworks("down", "--force", code=None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def finished(checkout: Checkout) -> Finished:
     """The smoke chain, run once."""
     done = checkout.lmworks("run")

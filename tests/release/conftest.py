@@ -23,7 +23,7 @@ def mlflow_url(mlflow_folder):
     os.environ["MLFLOW_TRACKING_URI"] = url
     yield url
     if before is None:
-        del os.environ["MLFLOW_TRACKING_URI"]
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     else:
         os.environ["MLFLOW_TRACKING_URI"] = before
     os.killpg(server.pid, 15)

@@ -69,7 +69,7 @@ def refused(made: Checkout, stage: str, code: int) -> str:
 
 # --- rows ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, content", [("空.parquet", parquet({"text": pa.array([], pa.string())})), ("空.jsonl.gz", gzip.compress(b"")),
+@pytest.mark.parametrize("name, content", [("空.parquet", parquet({"text": pa.array([], pa.string())})), ("空.jsonl.gz", gzip.compress(b"", mtime=0)),
                                            ("空.tsv", "text\tn\n"), ("空.md", "\ufeff"), ("空.txt", b"")])
 def test_A1_a_file_without_rows_stops_the_chain_by_its_name(tmp_path, name, content):
     made = checkout(tmp_path, {name: content})
