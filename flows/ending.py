@@ -48,7 +48,8 @@ def links(layout: Layout, result: RunResult) -> dict[str, str]:
     found = {}
     url = services.address(layout, processes.MLFLOW)
     if url and not rest.healthy(f"{url}/health"):
-        found["MLflow did not answer when this run ended; `lmworks up` starts it. Its pages"] = url
+        mend = f"{processes.MLFLOW.variable} names it" if services.outside(processes.MLFLOW, layout) else "where it hangs: `lmworks down --force`, then `lmworks up`"
+        found[f"MLflow did not answer when this run ended ({mend}). Its pages"] = url
     elif url:
         found["MLflow: runs, models, reports"] = url
         for told in plain(result.release) or []:

@@ -15,8 +15,10 @@ import argparse
 import datetime
 import importlib
 import json
+import signal
 import sys
 import time
+import traceback
 from typing import Any
 
 from benchmarks import workspace
@@ -63,9 +65,16 @@ def main() -> int:
         parser.error(f"no figure {', '.join(unknown)}; there are: {', '.join(FIGURES)}, and table")
     if asked.count is not None and asked.count < 1:
         parser.error(f"--count {asked.count}: at least 1 is needed")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what a figure started and made goes with it
     missed = []
     for name in wanted:
-        section = measured(name, asked.count, asked.seed)
+        try:
+            section = measured(name, asked.count, asked.seed)
+        except Exception:  # noqa: BLE001 - the figures after it are still to be measured
+            print(f"{name}: ended by an error", flush=True)
+            traceback.print_exc()
+            missed.append(name)
+            continue
         files.write_json(RESULT, {key: {**known(), name: section}[key] for key in FIGURES if key in {**known(), name: section}})
         print(f"{name}: {'met' if section['met'] else 'MISSED'} in {section['elapsed_s']:.0f} s. {json.dumps(section['counts'], ensure_ascii=False)}", flush=True)
         missed += [] if section["met"] else [name]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import urllib.parse
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from components import files
+from components import files, mlflow_rest
 from components.layout import Layout
-from components.mlflow_rest import call
 from components.operations import rest
 
 MOST = 25_000
 SPEED = ("train/tokens_per_s", "train/mfu")  # a clock's, so another in each life
 MACHINE = "system/"
 OPEN = ["RUNNING", "PENDING", "CANCELLING", "SCHEDULED"]
+
+call = functools.partial(mlflow_rest.call, timeout_s=60)  # who counts may wait
 
 Curves = dict[str, dict[str, list[tuple[int, float]]]]
 
@@ -92,7 +94,7 @@ def left_open(root: Path) -> list[str]:
     experiments = (call(mlflow, "POST", "experiments/search", {"max_results": 1000}) or {}).get("experiments", [])
     asked = {"experiment_ids": [one["experiment_id"] for one in experiments], "filter": "attributes.status = 'RUNNING'", "max_results": 200}
     found = [f"MLflow run {run['info'].get('run_name')}" for run in (call(mlflow, "POST", "runs/search", asked) or {}).get("runs", [])]
-    api = rest.Prefect(f"{prefect}/api")
+    api = rest.Prefect(f"{prefect}/api", timeout_s=60)
     still: dict[str, Any] = {"state": {"type": {"any_": OPEN}}}
     for kind in ("flow_runs", "task_runs"):
         found += [f"Prefect {kind[:4]} run {run['name']}: {run['state_name']}" for run in api.send(f"/{kind}/filter", {kind: still, "limit": 200})]

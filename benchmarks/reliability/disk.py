@@ -144,6 +144,7 @@ def one_write(root: Path, case: Case, reference: dict[str, str]) -> dict[str, An
     row["clear"] = row["hit"] and "Traceback" not in said and (code == 0 if case.continues else code > 0 and NO_SPACE in said)
     again, words = call(root, *case.command)
     row["went_on"] = again == 0
+    row["damaged"] += [line for line in damaged(root) if line not in row["damaged"]]
     row["same"] = not row["damaged"] and outs(root) == reference
     return row if again == 0 else row | {"again": last(words)}
 

@@ -125,9 +125,10 @@ class Drilled:
 
     def done_stages(self) -> set[str]:
         """The stages that DVC has recorded."""
-        if not self.layout.dvc_lock.exists():
+        try:
+            return set((yaml.safe_load(self.layout.dvc_lock.read_text()) or {}).get("stages") or {})
+        except (OSError, yaml.YAMLError):  # DVC is writing it, or was killed there
             return set()
-        return set((yaml.safe_load(self.layout.dvc_lock.read_text()) or {}).get("stages") or {})
 
     def newest_checkpoint(self, stage: str) -> int:
         """The step of the newest checkpoint of a training; 0 without one."""
@@ -164,6 +165,7 @@ class Drilled:
             if life.process.poll() is not None:
                 return False
             if time.time() - life.started_s > LIFE_S:
+                _kill_all(life.members(), "what hangs")
                 raise TimeoutError(f"life {self.lives} hangs; the end of what it said:\n{life.told()[-2000:]}")
             time.sleep(POLL_S)
         return True

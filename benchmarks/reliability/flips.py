@@ -24,6 +24,7 @@ from benchmarks import workspace
 from benchmarks.reliability import chain_files, file_kinds
 from benchmarks.reliability.file_kinds import AS_WRITTEN, HARMLESS, HEALED, MISSED, NOTICED, REFUSED, Kind
 from components import files
+from components.errors import UserError
 from components.layout import Layout
 from components.operations import healing, lock_file, staleness
 
@@ -201,16 +202,19 @@ def _ends(told: list[dict[str, Any]]) -> dict[str, int]:
 def measure(count: int, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     commands = max(2, round(BY_COMMAND * count / COUNT))
-    with tempfile.TemporaryDirectory(prefix="lmworks-flips-") as scratch, contextlib.ExitStack() as ended:
+    with tempfile.TemporaryDirectory(prefix="lmworks-flips-", ignore_cleanup_errors=True) as scratch, contextlib.ExitStack() as ended:
         root = Path(scratch) / "checkout"
         ended.callback(lambda: lmworks(root, "down", "--force") if root.exists() else None)
         layout = finished(root)
         kinds = [*chain_files.of_chain(layout), *file_kinds.small(Path(scratch) / "small")]
         told = [generated(layout, rng) for _ in range(commands // 4)]
         for number in range(commands - commands // 4):
-            wanted = targets(layout, rng)
-            what = list(wanted)[number % len(wanted)]
-            told.append(by_command(layout, what, wanted[what], rng))
+            try:
+                wanted = targets(layout, rng)
+                what = list(wanted)[number % len(wanted)]
+                told.append(by_command(layout, what, wanted[what], rng))
+            except (UserError, OSError, KeyError) as error:  # what an earlier miss left cannot be read: one more miss
+                told.append({"kind": "by command: what was left", "file": "", "damage": "", "outcome": f"{MISSED}: {error}"})
         flips = max(0, count - len(told))
         told += rounds(kinds, flips, flip, rng)
         for damage in (cut, remove):

@@ -75,7 +75,7 @@ def sound_tokens(folder: Path, tokens: Path) -> None:
 @contextlib.contextmanager
 def sound() -> Iterator[Path]:
     """A folder that holds one sound thing of each kind."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         root = Path(scratch)
         sound_model(root / "model")
         sound_logged(root / "logged", root / "model")
@@ -140,7 +140,7 @@ BEHIND = ("the stages, from data/imported", "the served model file")
 
 def at_door(hostile: Hostile, door: str, whole: Path) -> dict[str, Any]:
     """What a door said to a hostile thing, and whether its code ran."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         marker, folder = Path(scratch) / "executed", Path(scratch) / "thing"
         shutil.copytree(whole / hostile.kind, folder)
         hostile.build(folder, marker)
@@ -159,15 +159,21 @@ def at_door(hostile: Hostile, door: str, whole: Path) -> dict[str, Any]:
 
 def watched_chain() -> dict[str, Any]:
     """The commands of a whole life in a fresh checkout, with the hook in every process."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         root, home = clone(Path(scratch) / "checkout"), Path(scratch) / "home"
         home.mkdir()
         unpickling.install(root)
         codes = {}
-        for number, command in enumerate(CHAIN):
-            done = subprocess.run([str(root / ".venv" / "bin" / "python"), "-m", "commands", *command], cwd=root, env=clean_env(root, home),
-                                  text=True, capture_output=True)
-            codes[f"{number} {' '.join(command)}"] = done.returncode
+
+        def lmworks(*command: str) -> int:
+            return subprocess.run([str(root / ".venv" / "bin" / "python"), "-m", "commands", *command], cwd=root, env=clean_env(root, home),
+                                  text=True, capture_output=True).returncode
+
+        try:
+            for number, command in enumerate(CHAIN):
+                codes[f"{number} {' '.join(command)}"] = lmworks(*command)
+        finally:
+            lmworks("down", "--force")
         return {"commands": codes, "astray": astray(root, codes), **unpickling.summary(root)}
 
 

@@ -7,6 +7,7 @@ one of each chain must end by itself, with exit code 0, at the first try.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -207,7 +208,7 @@ def drill(checkout: Drilled, count: int, seed: int, points: list[str]) -> dict[s
     chains: list[dict[str, Any]] = []
     plan = [number % 2 == 0 for number in range(count)]  # half, exactly
     rng.shuffle(plan)
-    while plan:
+    while plan and len(chains) < 2 * count + 5:  # not for ever where every life fails before its moment
         wanted = plan[:rng.randint(*KILLS_A_CHAIN)]
         # a training that the plan asks for late may be over by then: those come first
         done, told = chain_of_kills(checkout, reference, rng, sorted(wanted, reverse=True) if rng.random() < 0.5 else wanted, len(kills))
@@ -216,10 +217,10 @@ def drill(checkout: Drilled, count: int, seed: int, points: list[str]) -> dict[s
             plan.remove(kill.between_checkpoints)
     passed, more = places.each_once(checkout, reference, points)
     chains += more
-    return told_of(kills, chains, passed, points)
+    return told_of(kills, chains, passed, points, count)
 
 
-def told_of(kills: list[Kill], chains: list[dict[str, Any]], passed: list[str], points: list[str]) -> dict[str, Any]:
+def told_of(kills: list[Kill], chains: list[dict[str, Any]], passed: list[str], points: list[str], count: int) -> dict[str, Any]:
     counts = {
         "kills": len(kills), "between_checkpoints": sum(kill.between_checkpoints for kill in kills), "chains": len(chains),
         "finished_at_first_try": sum(one["exit_code"] == 0 and one["verdict"] in GOOD and one["tries"] == 1 for one in chains),
@@ -231,7 +232,7 @@ def told_of(kills: list[Kill], chains: list[dict[str, Any]], passed: list[str], 
         "places_killed_at": len(passed), "places_not_passed": len(points) - len(passed)}
     bad = {key: value for key, value in counts.items() if key not in ("kills", "between_checkpoints", "chains", "finished_at_first_try", "places_killed_at")}
     return {"counts": counts, "repeats": [*map(asdict, kills), *chains, {"places": passed, "not_passed": sorted(set(points) - set(passed))}],
-            "met": counts["finished_at_first_try"] == len(chains) and not any(bad.values())}
+            "met": len(kills) >= count and counts["finished_at_first_try"] == len(chains) and not any(bad.values())}
 
 
 def measure(count: int, seed: int) -> dict[str, Any]:
@@ -242,6 +243,8 @@ def measure(count: int, seed: int) -> dict[str, Any]:
     try:
         found = drill(checkout, count, seed, points)
     finally:
-        checkout.lmworks("down", "--force")
-    shutil.rmtree(scratch, ignore_errors=True)  # kept where it failed: there is something to see
+        with contextlib.suppress(RuntimeError):  # a figure that is there, or why there is none, says more
+            checkout.lmworks("down", "--force")
+    if found["met"]:  # kept otherwise: there is something to see
+        shutil.rmtree(scratch, ignore_errors=True)
     return json.loads(json.dumps(found))

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.reliability import curves
 from benchmarks.workspace import clean_env
-from components import mlflow_rest, tracking
+from components import tracking
 from components.layout import ROOT, Layout
 from components.operations import processes, services
 
@@ -60,7 +60,11 @@ def log(root: Path, url: str, loggers: int, points: int, seed: int) -> list[dict
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE) for number in range(loggers)]
     ended = []
     for number, process in enumerate(running):
-        out, err = process.communicate(timeout=600)
+        try:
+            out, err = process.communicate(timeout=600)
+        except subprocess.TimeoutExpired:  # counted as what it is: an error
+            process.kill()
+            out, err = process.communicate()
         # that some points wait for the next start is said, and is no error
         words = [line for line in (out + err).splitlines() if "Nothing is lost" not in line]
         ended.append({"logger": number, "exit_code": process.returncode, "words": "\n".join(words)[-500:]})
@@ -69,9 +73,9 @@ def log(root: Path, url: str, loggers: int, points: int, seed: int) -> list[dict
 
 def counted(url: str, points: int) -> dict[int, dict[str, Any]]:
     """{logger: {"status", "lost", "doubled", "wrong"}} as the server has it."""
-    experiment = mlflow_rest.call(url, "GET", f"experiments/get-by-name?experiment_name={NAME}")["experiment"]["experiment_id"]
+    experiment = curves.call(url, "GET", f"experiments/get-by-name?experiment_name={NAME}")["experiment"]["experiment_id"]
     found: dict[int, dict[str, Any]] = {}
-    for run in mlflow_rest.call(url, "POST", "runs/search", {"experiment_ids": [experiment], "max_results": 1000}).get("runs", []):
+    for run in curves.call(url, "POST", "runs/search", {"experiment_ids": [experiment], "max_results": 1000}).get("runs", []):
         number = int(next(param["value"] for param in run["data"]["params"] if param["key"] == "number"))
         history = [(int(m["step"]), float(m["value"])) for m in curves.history(url, run["info"]["run_id"], KEY)]
         times = Counter(step for step, _ in history)
@@ -100,7 +104,7 @@ def once(root: Path, loggers: int, points: int, seed: int) -> dict[str, Any]:
 
 def measure(count: int, seed: int) -> dict[str, Any]:
     """`count` loggers of POINTS points each."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         root = Path(scratch)
         with server(root):
             found = once(root, count, POINTS, seed)

@@ -24,7 +24,7 @@ from benchmarks.reliability import curves
 from benchmarks.reliability.proxy import CUT, ERROR, HANG, PASS, REFUSE, Proxy
 from benchmarks.workspace import clean_env, clone, interval, lmworks
 from components import config as settings
-from components import files, mlflow_rest
+from components import files
 from components.layout import Layout
 from components.operations import processes, rest, services
 
@@ -61,6 +61,9 @@ class Bench:
     def command(self, *arguments: str) -> list[str]:
         return [str(self.root / ".venv" / "bin" / "python"), "-m", "commands", *arguments]
 
+    def events(self) -> list[Path]:
+        return list(self.layout.spool.glob("pretrain-*/events.jsonl"))
+
     def lmworks(self, *arguments: str) -> None:
         """Raises RuntimeError with its last words."""
         lmworks(self.root, *arguments, env=self.env)
@@ -70,10 +73,11 @@ def train(bench: Bench, number: int, steps: int, kind: str | None) -> dict[str, 
     """One training of its own KEY (`number` changes its rate by a hair). With a `kind`, the servers are away for AWAY_S."""
     bench.lmworks("use", "smoke", "--set", f"training.steps={steps}", "--set", f"training.learning_rate={0.015 + number * 1e-6}",
                   "--set", f"training.validation_interval={steps}", "--set", f"training.checkpoint_interval={steps}")
+    earlier = set(bench.events())  # of trainings before: their spools stay until something drains them
     running = subprocess.Popen(bench.command("run", "--to", "pretrain", "--json"), cwd=bench.root, env=bench.env, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        began_ms = _window(bench, running, kind)
+        began_ms = _window(bench, running, kind, earlier)
         _, err = running.communicate(timeout=900)
     finally:
         bench.misbehave(PASS)
@@ -84,9 +88,9 @@ def train(bench: Bench, number: int, steps: int, kind: str | None) -> dict[str, 
             **_points(bench, began_ms)}
 
 
-def _window(bench: Bench, running: subprocess.Popen, kind: str | None) -> int:
+def _window(bench: Bench, running: subprocess.Popen, kind: str | None, earlier: set[Path]) -> int:
     """Wait for the first point, then AWAY_S with or without servers. Returns when that began (ms); at once where the training has ended."""
-    while running.poll() is None and not any(b'"train/loss"' in path.read_bytes() for path in bench.layout.spool.glob("pretrain-*/events.jsonl")):
+    while running.poll() is None and not any(b'"train/loss"' in path.read_bytes() for path in set(bench.events()) - earlier):
         time.sleep(0.2)
     deadline = time.monotonic() + BEFORE_S
     while running.poll() is None and time.monotonic() < deadline:
@@ -104,8 +108,8 @@ def _window(bench: Bench, running: subprocess.Popen, kind: str | None) -> int:
 def _points(bench: Bench, began_ms: int) -> dict[str, Any]:
     """The newest run as MLflow has it, held against its published curve."""
     url = bench.mlflow.url
-    experiment = mlflow_rest.call(url, "GET", "experiments/get-by-name?experiment_name=smoke")["experiment"]["experiment_id"]
-    run = mlflow_rest.call(url, "POST", "runs/search", {"experiment_ids": [experiment], "order_by": ["attributes.start_time DESC"], "max_results": 1})["runs"][0]
+    experiment = curves.call(url, "GET", "experiments/get-by-name?experiment_name=smoke")["experiment"]["experiment_id"]
+    run = curves.call(url, "POST", "runs/search", {"experiment_ids": [experiment], "order_by": ["attributes.start_time DESC"], "max_results": 1})["runs"][0]
     losses = curves.history(url, run["info"]["run_id"], "train/loss")
     published = bench.layout.pretrained / "curve.csv"
     rows = csv.DictReader(published.read_text().splitlines()) if published.exists() else []
@@ -130,7 +134,7 @@ def of_window(points: list[tuple[int, int]], began_ms: int, ended_ms: int) -> di
 
 def left_open(bench: Bench) -> int:
     """Flow and task runs that Prefect still takes for running, a while after the last one ended."""
-    api, deadline = rest.Prefect(f"{bench.prefect.url}/api"), time.monotonic() + 30
+    api, deadline = rest.Prefect(f"{bench.prefect.url}/api", timeout_s=60), time.monotonic() + 30
     still = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
     while True:
         found = api.send("/flow_runs/count", {"flow_runs": still}) + api.send("/task_runs/count", {"task_runs": still})
@@ -151,7 +155,7 @@ def measure(count: int, seed: int) -> dict[str, Any]:
     """`count` pairs of trainings; kinds of outage and the order in a pair by turns."""
     rng, repeats = random.Random(seed), []
     kinds = rng.sample(KINDS, len(KINDS))
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         root, home = clone(Path(scratch) / "checkout"), Path(scratch) / "home"
         home.mkdir()
         layout = Layout(root=root)
@@ -181,8 +185,8 @@ def _steps(bench: Bench) -> int:
     training = settings.load(bench.layout.params).training
     report = files.read_json(bench.layout.pretrained / "summary.json")
     assert report["steps"] == training.steps
-    experiment = mlflow_rest.call(bench.mlflow.url, "GET", "experiments/get-by-name?experiment_name=smoke")["experiment"]["experiment_id"]
-    run = mlflow_rest.call(bench.mlflow.url, "POST", "runs/search", {"experiment_ids": [experiment], "max_results": 1})["runs"][0]
+    experiment = curves.call(bench.mlflow.url, "GET", "experiments/get-by-name?experiment_name=smoke")["experiment"]["experiment_id"]
+    run = curves.call(bench.mlflow.url, "POST", "runs/search", {"experiment_ids": [experiment], "max_results": 1})["runs"][0]
     speed = statistics.median(float(point["value"]) for point in curves.history(bench.mlflow.url, run["info"]["run_id"], "train/tokens_per_s"))
     wanted = (BEFORE_S + AWAY_S + AFTER_S) * speed / (training.rows * training.row_tokens * training.accumulation)
     return 10 * round(wanted * 1.3 / 10)  # a machine that gets quicker meanwhile is no reason to end early

@@ -34,6 +34,9 @@ GOAL = "20 planted secrets: 0 found in logs, databases, artifacts and what is pr
 COUNT = 20
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 CHUNK_BYTES = 2**22
+# how the commands must end that bring a secret somewhere: one that fails before it gets there would show nothing
+WANTED = {"run": 0, "accept": 0, "generate": 0, "use, with a token": 2, "run, with a password in the settings": 2,
+          "run, stages/ingest.py fails": 1, "run, training/loop.py fails": 1}
 ALNUM = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -225,7 +228,7 @@ def listening(root: Path) -> set[str]:
 def measure(count: int, seed: int) -> dict[str, Any]:
     """One checkout's life with all of them; `count` says how many at least must be planted."""
     rng = random.Random(f"{seed} {secrets.token_hex(8)}")  # never one that an earlier run left somewhere
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         planted = Planted(clone(Path(scratch) / "checkout"), Path(scratch) / "home")
         planted.home.mkdir()
         plant(planted, rng)
@@ -240,6 +243,6 @@ def measure(count: int, seed: int) -> dict[str, Any]:
         off = sorted(ip for ip in planted.listeners if ip not in LOOPBACK)
         counts = {"planted": len(planted.secrets), "found": len({leak["secret"] for leak in leaks}), "places": len(leaks),
                   "listeners": len(planted.listeners), "listeners_off_loopback": len(off)}
-        whole = planted.codes.get("run") == 0 and planted.codes.get("run, training/loop.py fails") == 1 and planted.listeners
+        whole = all(planted.codes.get(name) == code for name, code in WANTED.items()) and planted.listeners
         return {"counts": counts, "repeats": [{"commands": planted.codes, "planted": sorted(planted.secrets), "leaks": leaks, "off_loopback": off}],
                 "met": bool(not leaks and not off and whole and len(planted.secrets) >= min(count, COUNT))}

@@ -27,6 +27,7 @@ from components.release import gates, history, package, promotion, registry
 BITS = "bits_per_byte"  # tag of a version
 PLACES = ("registry.uploaded", "registry.version_created", "registry.judged", "registry.history_written", "registry.alias_moved")
 BAD_SHARE = 0.15  # of the versions: their loss is no number, so their gate says no, however good they look
+MOST_FAILURES = 200  # reads
 HASHED_EVERY = 25  # reads: the bytes of a champion are hashed when it is first seen, and then this often
 EVALUATION = "0" * 64
 MLMODEL = """flavors:
@@ -201,6 +202,8 @@ def read(race: Race, reads: int) -> None:
             wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if wrong:
             failures.append({"read": count, "wrong": wrong})
+            if len(failures) >= MOST_FAILURES:  # the server is gone, and each further read would wait for it
+                break
     note(race.events("reader"), reads=count, champions_seen=len(seen), failures=failures)
     sys.stdout.flush()
 

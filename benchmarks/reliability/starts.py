@@ -51,7 +51,11 @@ def at_once(root: Path, home: Path, commands: list[tuple[str, ...]]) -> dict[str
                                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)) for command in commands]
     ended = []
     for command, process in running:
-        out, err = process.communicate(timeout=TIMEOUT_S)
+        try:
+            out, err = process.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:  # counted as what it is: not right
+            process.kill()
+            out, err = process.communicate()
         ended.append({"command": " ".join(command), "exit_code": process.returncode, "seconds": round(time.monotonic() - began_s, 1),
                       "last_words": (err or out).strip().replace(str(root), ".")[-300:] if process.returncode else "",
                       "traceback": "Traceback" in out + err})
@@ -71,7 +75,7 @@ def measure(count: int, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     repeats = []
     for number in range(count):
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             root, home = clone(Path(scratch) / "checkout"), Path(scratch) / "home"
             home.mkdir()
             env = clean_env(root, home)

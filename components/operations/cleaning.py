@@ -231,7 +231,9 @@ def run_cache(layout: Layout, cache: Kind) -> Kind:
         return [path for path in sorted(folder.glob("*/*/*")) if path.is_file() and not _made_is_there(layout, path, going)]
 
     kind = Kind(name="DVC run cache", bytes=size_of(folder), keeps="runs whose outputs stay in the cache")
-    if any(section.startswith("'remote ") for section in healing.dvc_config(layout).sections()):
+    config = healing.dvc_config(layout)
+    remotes = [config.get(section, "url", fallback="") for section in config.sections() if section.startswith("'remote ")]
+    if any("://" in url or (layout.root / ".dvc" / url).exists() for url in remotes):  # a folder that is not there was never pushed to
         kind.keeps = "all: outputs that are not here may come back from DVC's remote"
         return kind
     found = useless({layout.root / item.what for item in cache.items} if cache.remove else set())

@@ -144,9 +144,24 @@ def _lost_settings(config: configparser.ConfigParser) -> str | None:
     if config.BOOLEAN_STATES.get(config.get("core", "analytics", fallback="true").casefold()) is not False:
         return "core.analytics is not false, so DVC would report its use"
     remote = config.get("core", "remote", fallback=None)
-    if remote is not None and f"'remote \"{remote}\"'" not in config.sections():
+    if remote is not None and not _describes(config, remote) and not _describes(_settings_of_all_checkouts(), remote):
         return f"core.remote names {remote}, and no such remote is described"
     return None
+
+
+def _describes(config: configparser.ConfigParser, remote: str) -> bool:
+    return any(section.strip("'") == f'remote "{remote}"' for section in config.sections())
+
+
+def _settings_of_all_checkouts() -> configparser.ConfigParser:
+    """DVC's settings of this user and of this machine, as far as they can be read."""
+    from dvc.dirs import global_config_dir, system_config_dir
+
+    config = configparser.ConfigParser(interpolation=None, strict=False)
+    for folder in (system_config_dir(), global_config_dir()):
+        with contextlib.suppress(configparser.Error, UnicodeDecodeError, OSError):
+            config.read(Path(folder) / "config", encoding="utf-8")
+    return config
 
 
 def objects_folder(layout: Layout) -> Path:

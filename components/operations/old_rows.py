@@ -15,7 +15,7 @@ from pathlib import Path
 from components import mlflow_rest, spool
 from components.errors import UserError
 from components.layout import Layout
-from components.operations import databases, processes, rest, services
+from components.operations import databases, migrations, processes, rest, services
 from components.operations.cleaning import Item, Kind, size_of
 from components.provenance import PREFECT_RUN
 from components.release import emptied_bin
@@ -53,6 +53,9 @@ def models(layout: Layout, before_s: float) -> Kind:
         unused = {}
     staying = [one for one in known if one.id in kept or not (one.in_bin or one.id in unused)]
     runs = _runs_in_bin(layout, before_s, needed={one.run_id for one in staying})
+    if runs and migrations.stamps(layout.mlflow_database) != migrations.revisions(processes.MLFLOW)[1]:  # MLflow would migrate it, without a copy
+        kind.keeps += f"; {len(runs)} run(s) in the bin, as another version of MLflow wrote the database: lmworks up, then again"
+        runs = {}
     unknown = sorted({folder.parent.name for folder in layout.artifacts.glob("*/models/m-*/artifacts")} - {one.folder.name for one in known if one.folder})
     if unknown:
         kind.keeps += f"; {len(unknown)} model folder(s) that the database does not know ({unknown[0]}): nobody can say what they are"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import psutil
 
 from components import files, storage
 from components.errors import Busy, UserError
@@ -198,6 +201,9 @@ def _stop_moved(layout: Layout, names: list[str], say: Callable[[str], None]) ->
     for name in names:
         if (old := moved(recorded.get(name), layout)) is not None:
             say(f"{name} was started before this checkout was moved: starting it again")
+            with contextlib.suppress(psutil.Error):  # the new one alerts and pings where the old one did
+                was = old.environ()
+                os.environ.update({variable: was[variable] for variable in addresses.SECRETS if variable in was and variable not in os.environ})
             stop_tree(old.pid)
             stopped.append(name)
     return stopped

@@ -131,6 +131,8 @@ def _judged(told: dict[str, Any] | None, active: dict[str, float | None] | None,
                 "too_old": setting_s > 0 and overdue_s is not None, "overdue_s": overdue_s}
     origin = told["last_green"] or told["first"]
     ended_s, next_s = _seconds(origin["ended_at"]) or 0.0, _seconds(origin["next_at"])
+    if next_s is None and told["last"] == origin:  # its schedule was made active since
+        next_s = (active or {}).get(name)
     age_s = max(0.0, now_s - ended_s)
     max_age_s = setting_s if next_s is None or not setting_s else max(setting_s, round(next_s - ended_s + SLACK_S))
     watched = told["last"]["next_at"] is not None if active is None else name in active
@@ -170,7 +172,7 @@ def _active(layout: Layout) -> dict[str, float | None] | None:
                 if error.status == 404:
                     continue
                 raise
-            if any(schedule["active"] for schedule in deployment.get("schedules", [])):
+            if not deployment.get("paused") and any(schedule["active"] for schedule in deployment.get("schedules", [])):
                 found[name] = _planned_s(api, deployment["id"])
     except rest.Unreachable:
         return None  # it does not answer: no second wait

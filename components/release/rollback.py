@@ -5,10 +5,11 @@ What was rolled back from is read from the history alone, with its weights: dele
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from components import files
+from components import files, mlflow_rest
 from components.errors import Busy, UserError
 from components.layout import Layout
 from components.masking import masked
@@ -83,7 +84,8 @@ def _roll_back(client: Any, layout: Layout, name: str, to: str | None, why: str)
             if error.error_code == "RESOURCE_DOES_NOT_EXIST" and promotion.version_of(client, name, number) is None:
                 raise promotion.deleted(name, number) from None
             raise
-    registry_page.bring_up_to_date(layout, name)
+    with contextlib.suppress(UserError, mlflow_rest.Unreachable):  # the champion was moved, and that is what was asked; `lmworks up` mends the page
+        registry_page.bring_up_to_date(layout, name)
     return Rollback(name=name, left=champion, to=number, why=said, who=promotion.user(), skipped=skipped, brought_back=brought_back)
 
 

@@ -96,6 +96,10 @@ def train(
     model.compute_dtype = getattr(torch, plan.precision)
     checkpoints.check_room(model, optimizers)
     saved = checkpoints.restore(model, optimizers)
+    if saved and saved.get("precision", plan.precision) != plan.precision:
+        raise UserError(f"{plan.name}: its checkpoints in {checkpoints.folder} are of a training in {saved['precision']}, and on this machine "
+                        f"training.precision=auto is {plan.precision}. Go on on a machine like the one it began on, or remove that folder "
+                        "(it then begins at step 0), then run again")
     state = State(**{key: saved[key] for key in ("step", "curve", "pending")}) if saved else State()
     if saved:
         say(f"{plan.name}: resumes after step {state.step} of {plan.steps}")
@@ -127,7 +131,7 @@ def train(
                 seen_tokens, seen_from_s = 0, time.perf_counter()
             if asked.requested or (state.step % plan.checkpoint_interval == 0 and not last):
                 started_s = time.perf_counter()
-                checkpoints.save(state.step, model, optimizers, {"curve": state.curve, "pending": state.pending})
+                checkpoints.save(state.step, model, optimizers, {"curve": state.curve, "pending": state.pending, "precision": plan.precision})
                 if run is not None:
                     run.flush()
                 if asked.requested:

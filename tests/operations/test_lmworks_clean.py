@@ -205,9 +205,10 @@ def test_notes_of_runs_that_bring_nothing_back_go_and_with_a_remote_all_stay(lay
     write(runs / "cc/c/broken", content="outs: [")
     write(runs / "dd/d/older", content=f"cmd: x\nouts:\n- path: a\n  md5: {away}\n")
     everything = {path for path in runs.rglob("*") if path.is_file()}
-    write(layout.root / ".dvc/config", content="[core]\n    analytics = false\n['remote \"away\"']\n    url = /nowhere\n    verify = true\n")
+    write(layout.root / ".dvc/config", content="[core]\n    analytics = false\n['remote \"away\"']\n    url = s3://x/y\n    verify = true\n")
     cleaning.clean(layout, older_than_days=0)
-    write(layout.root / ".dvc/config", content="[core]\n    analytics = false\n")
+    # the shipped one: a folder that nobody pushed to yet
+    write(layout.root / ".dvc/config", content="[core]\n    analytics = false\n['remote \"local\"']\n    url = ../data/remote\n    verify = true\n")
     dry = by_name(cleaning.clean(layout, older_than_days=0, dry=True))["DVC run cache"]
     assert {item.what for item in dry.items} == {".dvc/cache/runs/bb/b/half", ".dvc/cache/runs/cc/c/broken"} and dry.bytes == sum(map(cleaning.size_of, everything))
     assert {path for path in runs.rglob("*") if path.is_file()} == everything
@@ -254,6 +255,10 @@ def test_runs_in_mlflow_s_bin_go_past_the_age_and_no_run_that_something_needs(la
     write(spool / "events.jsonl", content="{}\n")
     files.write_sealed(spool / "sent.json", {"offset": 3, "run_id": kept["spooled"], "refused": 0})
     assert not by_name(cleaning.clean(layout, older_than_days=1))["MLflow"].items, "they were put there today"
+    with monkeypatch.context() as newer:
+        newer.setattr(old_rows.migrations, "revisions", lambda _service: ({"b"}, {"b"}))
+        foreign = by_name(cleaning.clean(layout, older_than_days=0))["MLflow"]
+        assert not foreign.items and "2 run(s) in the bin, as another version of MLflow wrote the database: lmworks up" in foreign.keeps, "it would be migrated without a copy"
     dry = by_name(cleaning.clean(layout, older_than_days=0, dry=True))["MLflow"]
     assert {item.what.split(" (")[0]: item.bytes for item in dry.items} == {"run gone": 1000, "run no files": 0}
     assert store.get_run(gone_).data.metrics == {"train/loss": 1.0} and (layout.artifacts / "0" / gone_).exists()

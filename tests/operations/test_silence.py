@@ -98,12 +98,12 @@ class Planner:
     """What of Prefect's API is asked here. The real one is asked in tests/flows/test_deployments.py."""
 
     def __init__(self, active: bool, planned_s: float):
-        self.active, self.planned_s = active, planned_s
+        self.active, self.planned_s, self.paused = active, planned_s, False
 
     def get(self, path: str) -> dict[str, object]:
         if path.endswith("chain"):
             raise silence.rest.Unreachable("no such deployment", 404)
-        return {"id": "7", "schedules": [{"active": False}, {"active": self.active}]}
+        return {"id": "7", "paused": self.paused, "schedules": [{"active": False}, {"active": self.active}]}
 
     def send(self, path: str, body: object) -> list[dict[str, object]]:
         start = datetime.fromtimestamp(self.planned_s, UTC).isoformat().replace("+00:00", "Z")
@@ -118,8 +118,13 @@ def test_what_prefect_says_of_a_schedule_counts(layout: Layout, monkeypatch: pyt
     assert too_old(layout, 4 * 3600), "its first run has not begun long after its date"
     ends(layout, "Ready", True)
     assert too_old(layout, 27 * 3600)
-    planner.active = False
+    planner.paused = True
+    assert not too_old(layout, 27 * 3600), "somebody paused it: Prefect asks for no run then"
+    planner.paused, planner.active = False, False
     assert not too_old(layout, 27 * 3600), "somebody switched it off"
+    ends(layout, "Ready", True, next_s=None)
+    planner.active, planner.planned_s = True, time.time() + 7 * DAY_S
+    assert not too_old(layout, 3 * DAY_S) and too_old(layout, 8 * DAY_S), "switched on after its last run: its date counts"
 
 
 # --- the ping ------------------------------------------------------------------------------------

@@ -146,10 +146,16 @@ def test_D3_a_record_that_names_a_file_elsewhere_is_named(layout: Layout):
 @pytest.mark.parametrize(("text", "lost"), [
     (b"", "core.analytics is not false"), (b"[core]\n    analytics = false\n    remote = \xe8\xbf\x9c\n", "core.remote names 远, and no such remote"),
     (b"[core]\n    analytics = true\n", "core.analytics is not false")])
-def test_D4_settings_of_dvc_that_lost_what_every_checkout_has_are_named(layout: Layout, text: bytes, lost: str):
+def test_D4_settings_of_dvc_that_lost_what_every_checkout_has_are_named(layout: Layout, text: bytes, lost: str, monkeypatch: pytest.MonkeyPatch):
     files.write_atomic(layout.root / ".dvc/config", text)
     with pytest.raises(Damaged, match=f"{lost}.*git checkout -- .dvc/config"):
         healing.objects_folder(layout)
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(layout.root / "elsewhere"))
+    write = files.write_atomic
+    (layout.root / "elsewhere").mkdir()
+    write(layout.root / "elsewhere/config", "['remote \"远\"']\n    url = s3://x/y\n".encode())
+    if "远".encode() in text:
+        healing.objects_folder(layout)  # of all checkouts of this user
     whole = b"[core]\n    analytics = false\n    remote = a\n['remote \"a\"']\n    url = x\n    verify = true\n"
     files.write_atomic(layout.root / ".dvc/config", whole)
     assert healing.unverified_remotes(layout) == []

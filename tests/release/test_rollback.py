@@ -11,6 +11,7 @@ import mlflow
 import pytest
 
 from commands import display
+from components import mlflow_rest
 from components.errors import Busy, Damaged, UserError
 from components.release import history, registry, rollback
 from components.release import release as releasing
@@ -174,6 +175,19 @@ def test_the_command_says_what_was_done(three, monkeypatch, capsys):
     told = json.loads(capsys.readouterr().out)
     assert (told["from"], told["to"], told["brought_back"], told["why"]) == ("2", "3", True, "rollback: no reason given")
     assert Path(layout.promotion_lock).exists()
+
+
+def test_F1_a_page_that_cannot_be_written_makes_no_failure_of_a_rollback_that_was_done(three, monkeypatch):
+    """Who takes it for one says it again, and goes back one version too far."""
+    _, layout, _ = three
+
+    def away(*_args):
+        raise mlflow_rest.Unreachable("MLflow does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rollback.registry_page, "bring_up_to_date", away)
+        assert rollback.roll_back(layout, "back-instruct", to="2").to == "2" and champion(layout, "back-instruct") == "2"
+    assert rollback.roll_back(layout, "back-instruct", to="3").to == "3"
 
 
 def test_H2_from_an_alias_moved_by_hand_to_the_version_that_a_gate_chose_last(three):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import tiny_training
 import torch
 
-from components.training import gpt, precision
+from components.errors import UserError
+from components.training import gpt, loop, precision
 from components.training.optimizers import Muon, Optimizers
 
 pytestmark = pytest.mark.code
@@ -32,3 +36,13 @@ def test_muon_multiplies_in_the_precision_of_the_training(name: str):
     model = gpt.create(gpt.Shape(architecture="llama", vocab_size=31, n_layer=1, n_head=2, n_embd=8, n_hidden=16, context=8, tied=True), 0)
     parts = Optimizers(model, kind="muon", learning_rate=1e-3, weight_decay=0.1, muon_learning_rate=0.02, precision=name).parts
     assert {part.dtype for part in parts if isinstance(part, Muon)} == {getattr(torch, name)}
+
+
+def test_a_training_does_not_go_on_in_another_precision_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`auto` is part of its KEY, not what a machine makes of it: a disk may come to another machine."""
+    tiny_training.train(tmp_path, steps=9)
+    plan = loop.Plan
+    monkeypatch.setattr(loop, "Plan", lambda **settings: plan(**settings | {"precision": "bfloat16"}))
+    with pytest.raises(UserError, match=r"are of a training in float32, and on this machine training.precision=auto is bfloat16\. .*run again") as refused:
+        tiny_training.train(tmp_path)
+    assert str(tmp_path) in str(refused.value) and "\n" not in str(refused.value)
