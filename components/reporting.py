@@ -84,6 +84,7 @@ class _Stop:
         self._asked = False
 
     def install(self) -> None:
+        self._asked = False
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asks to outlive the terminal

@@ -182,6 +182,7 @@ def test_G1_two_runs_at_once_and_ctrl_c(second: Checkout, finished: Finished):
         second.lmworks("down", "--force", code=None)
 
 
+@pytest.mark.slow  # tests/release/test_consumers.py serves a smaller model in `make test`
 def test_concurrent_requests_with_one_seed_give_one_answer(finished: Finished):
     checkout = finished.checkout
     port = 5377

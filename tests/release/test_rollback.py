@@ -218,6 +218,7 @@ def test_C7_a_champion_that_is_refused_is_registered_again_by_an_unchanged_run(t
     assert instruct.promoted and instruct.version == "4"
 
 
+@pytest.mark.slow
 def test_G8_two_consumers_that_load_while_the_alias_moves_each_answer_from_one_whole_version(three, nursery):
     _, layout, client = three
     prompt, before = "The king", champion(layout, "back")

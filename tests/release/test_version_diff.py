@@ -15,7 +15,7 @@ from components import files
 from components.release import comparison, registry
 from components.release import release as releasing
 
-pytestmark = pytest.mark.code
+pytestmark = [pytest.mark.code, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
