@@ -10,6 +10,7 @@ import configparser
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -154,11 +155,13 @@ def _describes(config: configparser.ConfigParser, remote: str) -> bool:
 
 
 def _settings_of_all_checkouts() -> configparser.ConfigParser:
-    """DVC's settings of this user and of this machine, as far as they can be read."""
-    from dvc.dirs import global_config_dir, system_config_dir
+    """DVC's settings of this user and of this machine, as far as they can be read; where it looks for them: dvc/dirs.py."""
+    import platformdirs
 
+    folders = (os.environ.get("DVC_SYSTEM_CONFIG_DIR") or platformdirs.site_config_dir("dvc", "iterative"),
+               os.environ.get("DVC_GLOBAL_CONFIG_DIR") or platformdirs.user_config_dir("dvc", "iterative"))
     config = configparser.ConfigParser(interpolation=None, strict=False)
-    for folder in (system_config_dir(), global_config_dir()):
+    for folder in folders:
         with contextlib.suppress(configparser.Error, UnicodeDecodeError, OSError):
             config.read(Path(folder) / "config", encoding="utf-8")
     return config
