@@ -7,6 +7,9 @@ themselves are asked: a server that was forgotten would get a second one beside 
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -14,8 +17,8 @@ import psutil
 from components import files
 from components.errors import UserError
 from components.layout import Layout
-from components.operations import liveness
-from components.operations.processes import HOST, living, port_of
+from components.operations import addresses, liveness
+from components.operations.processes import HOST, living, port_of, stop_tree
 
 NAMES = ("mlflow", "prefect", "worker")
 
@@ -80,6 +83,20 @@ def moved(entry: Any, layout: Layout) -> psutil.Process | None:
         return process if process and entry.get("root") != str(layout.root) and process.cwd() == str(layout.root) else None
     except psutil.Error:
         return None
+
+
+def stop_moved(layout: Layout, names: list[str], say: Callable[[str], None]) -> list[str]:
+    """End what was started before this checkout was moved: it writes to the old place. Returns their names; a worker is to be started again, too."""
+    recorded, stopped = read(layout), []
+    for name in names:
+        if (old := moved(recorded.get(name), layout)) is not None:
+            say(f"{name} was started before this checkout was moved: starting it again")
+            with contextlib.suppress(psutil.Error):  # the new one alerts and pings where the old one did
+                was = old.environ()
+                os.environ.update({variable: was[variable] for variable in addresses.SECRETS if variable in was and variable not in os.environ})
+            stop_tree(old.pid)
+            stopped.append(name)
+    return stopped
 
 
 def ours(entry: Any, layout: Layout) -> psutil.Process | None:

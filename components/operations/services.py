@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import psutil
 
 from components import files, storage
 from components.errors import Busy, UserError
@@ -31,7 +28,7 @@ from components.operations.processes import (
     spawn,
     stop_tree,
 )
-from components.operations.running import entry_of, mend, moved, ours, process_of, read, record, whole
+from components.operations.running import entry_of, mend, ours, process_of, read, record, stop_moved, whole
 
 ROOM_BYTES = 16 * 2**20  # what databases and logs take before anybody can free something
 PATIENCE_S = 22  # with one that runs, but has much to do
@@ -177,7 +174,7 @@ def ensure(layout: Layout, *, prefect: bool = True, mlflow: bool = True, worker:
     # an entry stands before its server answers: who sees one in that time waits at the lock for the process that starts it
     if not _all_run(layout, wanted, worker) or not all(_answers(layout, service) for service in wanted):
         with files.lock(layout.startup_lock, what="the start of the servers", wait_s=START_S):
-            worker = "worker" in _stop_moved(layout, [*(service.name for service in wanted), *(["worker"] if prefect else [])], say) or worker
+            worker = "worker" in stop_moved(layout, [*(service.name for service in wanted), *(["worker"] if prefect else [])], say) or worker
             _start_missing(layout, wanted, worker, ports or {}, say)
     addresses: dict[str, Any] = {}
     for service in wanted:
@@ -193,20 +190,6 @@ def ensure(layout: Layout, *, prefect: bool = True, mlflow: bool = True, worker:
     if prefect:
         addresses["prefect"]["api"] = addresses["prefect"]["url"] + "/api"
     return addresses
-
-
-def _stop_moved(layout: Layout, names: list[str], say: Callable[[str], None]) -> list[str]:
-    """End what was started before this checkout was moved: it writes to the old place. Returns their names; a worker is to be started again, too."""
-    recorded, stopped = read(layout), []
-    for name in names:
-        if (old := moved(recorded.get(name), layout)) is not None:
-            say(f"{name} was started before this checkout was moved: starting it again")
-            with contextlib.suppress(psutil.Error):  # the new one alerts and pings where the old one did
-                was = old.environ()
-                os.environ.update({variable: was[variable] for variable in addresses.SECRETS if variable in was and variable not in os.environ})
-            stop_tree(old.pid)
-            stopped.append(name)
-    return stopped
 
 
 def _start_missing(layout: Layout, wanted: list[Service], worker: bool, ports: dict[str, int], say: Callable[[str], None]) -> None:

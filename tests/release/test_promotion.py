@@ -6,6 +6,8 @@ import contextlib
 import json
 import sqlite3
 import threading
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -62,6 +64,18 @@ def test_H4_older_result_that_comes_last_loses(mlflow_url, tmp_path):
 
 
 @pytest.mark.slow
+def test_C14_moves_keep_their_order_though_the_clock_was_set_back_between_them(mlflow_url, tmp_path, monkeypatch):
+    layout = Layout(root=tmp_path)
+    client = a_model(layout, "clock", 3)
+    noon = datetime(2026, 10, 25, 12, tzinfo=UTC)
+    for version, hours in (("1", 0), ("2", -1), ("3", 1)):
+        monkeypatch.setattr(promotion, "datetime", SimpleNamespace(now=lambda _zone, hours=hours: noon + timedelta(hours=hours)))
+        assert promotion.promote(client, "clock", version, layout, better(client, "clock", version))[0]
+    model = registry.registered(layout, "clock")
+    assert [(move["to"], move["when"][11:13]) for move in history.history(model)] == [("1", "12"), ("2", "11"), ("3", "13")]
+    assert history.champions(model) == ["3", "2", "1"] and history.recorded(model) == "3" and history.by_hand(model) is None
+
+
 def test_G5_eight_promoters_that_are_killed_at_random_never_leave_an_illegal_alias(mlflow_url, tmp_path):
     found = promoters.race(Layout(root=tmp_path), rounds=3, seed=20)
     counts = found["counts"]
