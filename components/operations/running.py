@@ -17,7 +17,7 @@ import psutil
 from components import files
 from components.errors import UserError
 from components.layout import Layout
-from components.operations import addresses, liveness
+from components.operations import liveness
 from components.operations.processes import HOST, living, port_of, stop_tree
 
 NAMES = ("mlflow", "prefect", "worker")
@@ -87,6 +87,8 @@ def moved(entry: Any, layout: Layout) -> psutil.Process | None:
 
 def stop_moved(layout: Layout, names: list[str], say: Callable[[str], None]) -> list[str]:
     """End what was started before this checkout was moved: it writes to the old place. Returns their names; a worker is to be started again, too."""
+    from components.operations import addresses
+
     recorded, stopped = read(layout), []
     for name in names:
         if (old := moved(recorded.get(name), layout)) is not None:

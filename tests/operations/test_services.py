@@ -19,6 +19,7 @@ from components import files
 from components.errors import Busy, UserError
 from components.layout import Layout
 from components.operations import (
+    addresses,
     environment,
     liveness,
     processes,
@@ -329,13 +330,21 @@ def test_servers_of_a_checkout_that_was_moved_are_known_and_stopped(live, record
     assert all(process.wait(20) is not None for process in started.values()) and running.alive(moved) == []
 
 
-def test_after_a_move_the_worker_is_started_anew_with_the_servers(live, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def pinged(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(addresses.PING_URL, "https://monitor.example/x")
+    return addresses.PING_URL
+
+
+def test_after_a_move_the_worker_is_started_anew_with_the_servers(pinged: str, live, monkeypatch: pytest.MonkeyPatch):
     checkout, started = live
+    monkeypatch.delenv(pinged)  # the shell of today does not know it
     moved = Layout(root=checkout.root.rename(checkout.root.with_name("moved")))
     begun: list[str] = []
 
     def spawn(layout: Layout, name: str, *_: object, **_named: object) -> subprocess.Popen:
         begun.append(name)
+        assert os.environ[pinged] == "https://monitor.example/x", "nights would ping nobody"
         started[f"new {name}"] = process = subprocess.Popen(["sleep", "60"], cwd=layout.root, stdout=subprocess.PIPE)
         return process
 
