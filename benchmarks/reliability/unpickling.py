@@ -84,7 +84,7 @@ class _Late:
 
 sys.meta_path.insert(0, _Late())
 with open(os.path.join(_ROOT, ".watched.jsonl"), "a") as log:
-    log.write(json.dumps(sys.orig_argv) + "\\n")
+    log.write(json.dumps(sys.orig_argv[:5]) + "\\n")  # which program and command; no more, or a secret typed behind it would stand here
 '''
 
 

@@ -104,6 +104,7 @@ def ended(checkout: Any, run: str) -> tuple[str, str]:
 
 @pytest.mark.slow
 def test_a_triggered_run_is_the_same_chain_and_waits_for_the_lock(checkout: Any, receiver: Any):
+    up(checkout)
     checkout.wish("second", "1 for a worker")
     before = len(receiver.pings())
     run = ask(checkout, release=False)
