@@ -12,7 +12,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = ("e2e",)  # one chain for the whole folder; elsewhere it is a file whose tests share something
-LONGEST_FIRST = ("e2e", "release", "flows", "operations")  # what begins last should end soon
+LONGEST_FIRST = ("e2e", "drill", "security", "release", "flows", "operations")  # what begins last should end soon
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.pop("COLUMNS", None)  # xdist's, of the terminal that this process does not write to
