@@ -51,6 +51,7 @@ def test_a_failed_run_has_the_whole_log_and_the_rows_at_fault(visit: Watched, ch
     page = visit.page
     page.goto(chains.blocked.flow_run)
     shown(page, re.compile("repro --single-item ingest"))  # the log, which this page opens with
+    page.wait_for_timeout(1500)  # the graph of its stages is drawn
     visit.picture("prefect-blocked")
     opening.flow_run_tab(page, "Artifacts").click()
     page.locator("a[href*='/artifacts/']").filter(visible=True).first.click()

@@ -26,6 +26,7 @@ KNOWN: tuple[tuple[str, str], ...] = (
     (r"/ajax-api/2\.0/mlflow/users/current$", "404"),  # who is logged in, where nobody has to
     (r":\d+/favicon\.ico$", "404"),  # Prefect has none at that address
     (r"/static-files/static/js/main\.\w+\.js$", "ResizeObserver loop completed with undelivered notifications"),  # a chart of MLflow that is resized while it draws
+    (r"/artifacts/artifact/", r"Cannot read properties of null \(reading 'position'\)"),  # Prefect's graph of stages, left for another page while it draws
     (r"/ico/undefined\.svg$", "404"),  # an icon of Prefect's graph of stages
 )
 
