@@ -63,7 +63,6 @@ def test_H4_older_result_that_comes_last_loses(mlflow_url, tmp_path):
     assert registry.registered(layout, "late")["aliases"]["champion"] == "2"
 
 
-@pytest.mark.slow
 def test_C14_moves_keep_their_order_though_the_clock_was_set_back_between_them(mlflow_url, tmp_path, monkeypatch):
     layout = Layout(root=tmp_path)
     client = a_model(layout, "clock", 3)
@@ -76,6 +75,7 @@ def test_C14_moves_keep_their_order_though_the_clock_was_set_back_between_them(m
     assert history.champions(model) == ["3", "2", "1"] and history.recorded(model) == "3" and history.by_hand(model) is None
 
 
+@pytest.mark.slow
 def test_G5_eight_promoters_that_are_killed_at_random_never_leave_an_illegal_alias(mlflow_url, tmp_path):
     found = promoters.race(Layout(root=tmp_path), rounds=3, seed=20)
     counts = found["counts"]
