@@ -181,6 +181,21 @@ def last_lines(layout: Layout, name: str, count: int = 6) -> str:
     return "\n  ".join(lines[-count:])
 
 
+def log_size(layout: Layout, name: str) -> int:
+    """Bytes."""
+    try:
+        return log_path(layout, name).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def log_since(layout: Layout, name: str, begin: int) -> str:
+    """What its log got after it had `begin` bytes; all of it if it was begun anew since."""
+    with open(log_path(layout, name), "rb") as log:
+        log.seek(begin if begin <= log_size(layout, name) else 0)
+        return log.read().decode(errors="replace")
+
+
 def stop_tree(pid: int, patience_s: float = 10) -> None:
     """TERM to the process and everything below it, KILL to what is left after `patience_s`."""
     try:

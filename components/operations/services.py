@@ -25,6 +25,8 @@ from components.operations.processes import (
     last_lines,
     listens,
     log_path,
+    log_since,
+    log_size,
     spawn,
     stop_tree,
 )
@@ -32,7 +34,7 @@ from components.operations.running import entry_of, mend, ours, process_of, read
 
 ROOM_BYTES = 16 * 2**20  # what databases and logs take before anybody can free something
 PATIENCE_S = 22  # with one that runs, but has much to do
-IN_USE = "address already in use"  # what a server's log ends with that found its port taken
+IN_USE = "address already in use"  # what a server's log says that found its port taken; a long traceback may follow
 START_S = 120  # the first start of all migrates a database, on a slow disk too
 
 
@@ -79,6 +81,7 @@ class _Start:
     process: subprocess.Popen
     port: int
     tried: set[int]
+    log_begin: int  # the size of the log before this start, bytes
 
     @property
     def url(self) -> str:
@@ -97,7 +100,8 @@ def _start_servers(layout: Layout, wanted: list[Service], asked: dict[str, int],
 
     def begin(service: Service, tried: set[int]) -> _Start:
         port = choose_port(service, asked.get(service.name), sticky.get(service.name), tried)
-        return _Start(service, spawn(layout, service.name, port), port, {*tried, port})
+        log_begin = log_size(layout, service.name)
+        return _Start(service, spawn(layout, service.name, port), port, {*tried, port}, log_begin)
 
     starts: list[_Start] = []
     try:
@@ -112,14 +116,14 @@ def _start_servers(layout: Layout, wanted: list[Service], asked: dict[str, int],
                 name = start.service.name
                 if start.process.poll() is not None:
                     # who looks whether a port is free holds it for a moment, too: then it is free again, but our server is gone
-                    taken = not free(start.port) or IN_USE in last_lines(layout, name)
+                    taken = not free(start.port) or IN_USE in log_since(layout, name, start.log_begin)
                     if not taken or len(start.tried) > 5:
                         tight = f" {full}." if (full := storage.tight(layout.root)) else ""
                         raise UserError(f"{name} did not start.{migrations.note(layout, start.service)}{tight} The end of "
                                         f"{log_path(layout, name)}:\n  {last_lines(layout, name)}")
                     again = begin(start.service, start.tried)  # somebody took the port between our look and its bind
-                    start.process, start.port, start.tried = again.process, again.port, again.tried
-                    record(layout, name, entry_of(layout, start.process.pid, start.url), start.port)
+                    starts[starts.index(start)] = waiting[waiting.index(start)] = again
+                    record(layout, name, entry_of(layout, again.process.pid, again.url), again.port)
                 elif rest.healthy(start.url + start.service.health) and listens(start.process.pid, start.port):
                     waiting.remove(start)
                     migrations.done(layout, start.service)

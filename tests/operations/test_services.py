@@ -126,6 +126,35 @@ def test_a_server_that_dies_at_once_is_one_clear_error_and_leaves_no_entry(layou
         services.ensure(layout, prefect=False)
 
 
+def test_a_port_that_was_taken_at_an_earlier_start_is_no_reason_for_another_try(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    log = processes.log_path(layout, "mlflow")
+    log.parent.mkdir(parents=True)
+    log.write_text("[Errno 98] address already in use\n")
+
+    def spawn(layout: Layout, name: str, port: int) -> subprocess.Popen:
+        with open(log, "a") as said:
+            said.write("sqlite3.DatabaseError: file is not a database\n")
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+
+    monkeypatch.setattr(services, "spawn", spawn)
+    with pytest.raises(UserError, match="^mlflow did not start. The end of .*\n.*\n  sqlite3.DatabaseError"):
+        services.ensure(layout, prefect=False)
+    assert log.read_text().count("sqlite3") == 1
+
+
+def test_what_a_log_says_since_a_start(layout: Layout):
+    log = processes.log_path(layout, "mlflow")
+    assert processes.log_size(layout, "mlflow") == 0
+    log.parent.mkdir(parents=True)
+    log.write_text("before: 以前\n")
+    begin = processes.log_size(layout, "mlflow")
+    with open(log, "a") as said:
+        said.write("since: 之后\n")
+    assert processes.log_since(layout, "mlflow", begin) == "since: 之后\n"
+    log.write_text("anew\n")  # the start moved a long log aside
+    assert processes.log_since(layout, "mlflow", begin) == "anew\n"
+
+
 def test_an_asked_port_that_is_taken_leaves_no_server_behind_that_was_begun_before(layout: Layout, listener: int, monkeypatch: pytest.MonkeyPatch):
     begun: list[subprocess.Popen] = []
 
@@ -151,7 +180,8 @@ def test_F8_a_port_that_another_checkout_takes_before_our_server_binds_it_is_lef
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             taken.bind(("127.0.0.1", port))
             taken.listen()
-            processes.log_path(layout, name).write_text("[Errno 98] address already in use\n" + "a long traceback\n" * (50 if keeps_it else 2))
+            # Prefect's, after that line: its shutdown fails, 22 lines
+            processes.log_path(layout, name).write_text("[Errno 98] address already in use\n" + "a line of a traceback\n" * 22)
             if not keeps_it:
                 taken.close()
         return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({0 if len(ports) == 1 else 60})"])
