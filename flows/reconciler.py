@@ -6,7 +6,6 @@ import re
 import shutil
 import socket
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from components.layout import Layout
 from components.operations import contention, processes, rest, services, unclean
 
 ORPHAN_WAIT_S = 30
-SETTLED_S = 60  # after the end of a flow run its last events have arrived, or never will
+SETTLED_S = 10  # with its process ended, the last events of a flow run arrive within this, or never will
 DATABASE_WAIT_S = 45  # another program may hold Prefect's database for a while: its server waits for a minute
 OPEN = ["RUNNING", "PENDING", "CANCELLING"]
 OURS = re.compile(r"^\..+\.(\d+)\.partial$")  # components.files.write_atomic: .NAME.PID.partial
@@ -54,22 +53,28 @@ def settle(layout: Layout) -> list[str]:
 
 
 def _close_lost_tasks(layout: Layout) -> list[str]:
-    """Tasks that Prefect takes for running though their flow run has ended a while ago. The last state of a task is an event on its way to
-    the server, and goes with a server that is killed just then (F2): such a task gets the state of its flow run."""
+    """Tasks that Prefect takes for running though their flow run has ended. The last state of a task is an event on its way to the server,
+    and goes with a server that is killed just then (F2): what does not arrive within SETTLED_S gets the state of its flow run."""
     url = services.address(layout, processes.PREFECT)
     if not url or services.outside(processes.PREFECT, layout):
         return []
-    api, done = rest.Prefect(f"{url}/api"), []
-    settled = {"before_": (datetime.now(UTC) - timedelta(seconds=SETTLED_S)).isoformat()}
+    api, done, deadline = rest.Prefect(f"{url}/api"), [], time.monotonic() + SETTLED_S
     try:
-        for kind, others in (("COMPLETED", []), ("CRASHED", ["FAILED", "CANCELLED"])):
-            ended = {"state": {"type": {"any_": [kind, *others]}}, "end_time": settled}
-            for run in api.send("/task_runs/filter", {"flow_runs": ended, "task_runs": {"state": {"type": {"any_": OPEN}}}, "limit": 200}):
-                api.close("task_runs", run["id"], state=kind, message="its last state was lost while Prefect's server was away; closed by the next start")
-                done.append(f"Prefect: task run {run['name']!r} was left {run['state_name']} by a run that has ended; it is {kind.title()} now")
+        while (lost := _lost_tasks(api)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        for kind, run in lost:
+            api.close("task_runs", run["id"], state=kind, message="its last state was lost while Prefect's server was away; closed by the next start")
+            done.append(f"Prefect: task run {run['name']!r} was left {run['state_name']} by a run that has ended; it is {kind.title()} now")
     except rest.Unreachable:
         pass  # not worth a run; the next start asks again
     return done
+
+
+def _lost_tasks(api: rest.Prefect) -> list[tuple[str, dict[str, Any]]]:
+    """(the state that it should have, a task run that is open though its flow run is not)."""
+    return [(kind, run) for kind, others in (("COMPLETED", []), ("CRASHED", ["FAILED", "CANCELLED"]))
+            for run in api.send("/task_runs/filter", {"flow_runs": {"state": {"type": {"any_": [kind, *others]}}},
+                                                      "task_runs": {"state": {"type": {"any_": OPEN}}}, "limit": 200})]
 
 
 def _close_prefect(layout: Layout, markers: list[dict[str, Any]]) -> list[str]:

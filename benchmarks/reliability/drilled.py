@@ -178,7 +178,7 @@ def kill(drilled: Drilled, life: Life, kind: str) -> str:
     members = life.members()
     stage = next((one for one in members if _is_stage(one)), None)
     recorded = {name: entry["pid"] for name, entry in files.read_sealed(drilled.layout.services).items() if name in SERVERS}
-    if kind in SERVERS and psutil.pid_exists(recorded.get(kind, -1)):  # at the start of a run it may still be dead from the last kill
+    if kind in SERVERS and _lives(recorded.get(kind, -1)):  # at the start of a run it may still be dead from the last kill
         return _kill_all([psutil.Process(recorded[kind])], kind)
     if kind == "stage" and stage is not None:
         return _kill_all([stage], "the stage")
@@ -187,6 +187,12 @@ def kill(drilled: Drilled, life: Life, kind: str) -> str:
         return _kill_all([*members, *servers], "the whole run" + (" and both servers" if servers else ""))
     instead = "" if kind == "top" else f" ({kind} did not run)"
     return _kill_all([one for one in members if one.pid == life.process.pid], f"the top process{instead}")
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error, ValueError):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _is_stage(process: psutil.Process) -> bool:

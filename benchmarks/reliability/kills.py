@@ -31,7 +31,7 @@ KINDS = ("group", "top", "stage", *drilled.SERVERS, "everything")
 KILLS_A_CHAIN = (3, 5)
 VERDICT = re.compile(r'^ "verdict": "(.+)"', re.M)  # of `lmworks run --json`
 GOOD = ("Promoted", "Healed", "Nothing changed")
-SETTLE_S = 20  # task runs reach Prefect's server as events, a moment later
+SETTLE_S = 20  # the states of task runs reach Prefect's server as events, a moment later
 
 
 @dataclass

@@ -27,6 +27,7 @@ from components.release import promotion, registry
 GOAL = "8 promoters x 200 rounds with random kills: 0 illegal aliases; 10,000 reads of the alias: 0 failures; a rollback in less than 5 s"
 COUNT = 200  # rounds a promoter
 PROMOTERS, READS_A_ROUND, ROUNDS_A_KILL = 8, 50, 40
+WORD_S = 30  # between two lines of progress
 ROLLBACK_BYTES, ROLLBACKS, MAX_ROLLBACK_S = 20 * 2**20, 3, 5.0
 
 
@@ -89,7 +90,11 @@ def _run(shared: Race, forks: Any, promoters: int) -> tuple[list[dict[str, Any]]
         process.start()
         return process
 
+    def done() -> int:
+        return sum(len(noted(shared.events(f"promoter-{number}"))) for number in range(promoters))
+
     running, ours = {number: start(number) for number in range(promoters)}, set()
+    next_word_s = time.monotonic() + WORD_S
     kills: list[dict[str, Any]] = []
     errors: list[str] = []
     while running:
@@ -105,7 +110,10 @@ def _run(shared: Race, forks: Any, promoters: int) -> tuple[list[dict[str, Any]]
                 running[number] = start(number)
             elif process.exitcode:
                 errors.append(f"promoter {number} ended with {process.exitcode}: {_last_words(shared, f'promoter-{number}')}")
-        if outside and running and sum(len(noted(shared.events(f"promoter-{number}"))) for number in range(promoters)) >= outside[0]:
+        if time.monotonic() >= next_word_s:
+            next_word_s += WORD_S
+            print(f"promoters: {done()} of {shared.rounds * promoters} rounds and armed places, {len(kills)} kills", flush=True)
+        if outside and running and done() >= outside[0]:
             outside.pop(0)
             time.sleep(chance.uniform(0, 0.3))
             victim = running[chance.choice(sorted(running))]

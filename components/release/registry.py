@@ -134,17 +134,34 @@ def ensure_registered(mlflow_client: Any, name: str, config: Config, description
 
 def find_version(mlflow_client: Any, name: str, weights_sha256: str, evaluation_sha256: str) -> Any | None:
     """The newest version with these weights and this evaluation: an earlier release, or what a kill left behind."""
-    found = mlflow_client.search_model_versions(
+    return max(_versions(mlflow_client, name, weights_sha256, evaluation_sha256), key=_number, default=None)
+
+
+def _versions(mlflow_client: Any, name: str, weights_sha256: str, evaluation_sha256: str) -> list[Any]:
+    return mlflow_client.search_model_versions(
         f"name = '{name}' and tags.`{WEIGHTS}` = '{weights_sha256}' and tags.`{EVALUATION}` = '{evaluation_sha256}'")
-    return max(found, key=lambda version: int(version.version), default=None)
+
+
+def _number(version: Any) -> int:
+    return int(version.version)
 
 
 def register(mlflow_client: Any, name: str, logged_model_id: str, run_id: str, vouched: dict[str, str], *, weights_sha256: str,
-             evaluation_sha256: str, data_digest: str, languages: Collection[str]) -> Any:
-    """A version of a logged model that was read back; its tags bind it to weights, evaluation and data, and `vouched` to its files."""
-    return mlflow_client.create_model_version(name, source=f"models:/{logged_model_id}", run_id=run_id, model_id=logged_model_id, tags={
+             evaluation_sha256: str, data_digest: str, languages: Collection[str], after: Any | None = None) -> Any:
+    """A version of a logged model that was read back; its tags bind it to weights, evaluation and data, and `vouched` to its files.
+
+    `after` is the version that find_version gave, and that will not do. One that came since, by another checkout or by the last request
+    of a process that was killed, is taken instead.
+    """
+    made = mlflow_client.create_model_version(name, source=f"models:/{logged_model_id}", run_id=run_id, model_id=logged_model_id, tags={
         WEIGHTS: weights_sha256, EVALUATION: evaluation_sha256, "lmworks.data_digest": data_digest, VERDICT: "undecided",
         LANGUAGES: "+".join(languages)} | vouched)
+    since = [version for version in _versions(mlflow_client, name, weights_sha256, evaluation_sha256) if after is None or _number(version) > _number(after)]
+    first = min(since, key=_number, default=made)
+    if _number(first) < _number(made):  # not ">=": of two that see each other, one must stay
+        mlflow_client.delete_model_version(name, made.version)
+        return first
+    return made
 
 
 def aliased(mlflow_client: Any, name: str, alias: str) -> Any | None:

@@ -132,7 +132,7 @@ def release_one(client: Any, experiment: str, subject: Subject, config: Config, 
                 earlier: list[Decision], say: Say) -> Decision:
     run_id = lineage.training_run(client, experiment, subject, config, layout, say)
     lineage.copy_in(client, run_id, subject, config, layout)
-    version = registry.find_version(client, subject.name, subject.weights_sha256, subject.evaluation_sha256)
+    version = known = registry.find_version(client, subject.name, subject.weights_sha256, subject.evaluation_sha256)
     if version is not None and not package.is_sound(version.source, json.loads(version.tags[registry.FILES]), subject.name, layout):
         say(f"{subject.name}: the stored files of version {version.version} are damaged or gone; registering the weights again")
         version = None
@@ -142,7 +142,8 @@ def release_one(client: Any, experiment: str, subject: Subject, config: Config, 
         failpoints.hit("registry.uploaded", subject.name)
         registry.ensure_registered(client, subject.name, config, escape(card.headline(subject, config)))
         version = registry.register(client, subject.name, model_id, run_id, vouched, weights_sha256=subject.weights_sha256,
-                                    evaluation_sha256=subject.evaluation_sha256, data_digest=lineage.data_digest(layout), languages=subject.languages)
+                                    evaluation_sha256=subject.evaluation_sha256, data_digest=lineage.data_digest(layout), languages=subject.languages,
+                                    after=known)
         failpoints.hit("registry.version_created", subject.name)
     datasets.measure(client, run_id, subject.kind, layout, registry.model_id(version))
     criteria: list[gates.Criterion] = []

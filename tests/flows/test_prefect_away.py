@@ -53,8 +53,23 @@ def go_on(checkout: Any, running: subprocess.Popen) -> tuple[int, dict[str, Any]
     return running.returncode, json.loads(out) if out.strip() else {}, err
 
 
-def test_F2_killed_while_a_stage_works_and_back_after_it_the_server_hears_how_the_run_ended(
-        checkout: Any, waiting: subprocess.Popen, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("ended", "expected"), [("COMPLETED", "COMPLETED"), ("FAILED", "CRASHED"), ("RUNNING", "RUNNING")])
+def test_F2_a_task_whose_last_state_was_lost_ends_as_its_flow_run_did_at_the_next_start(ended: str, expected: str, checkout: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reconciler, "SETTLED_S", 1)
+    api = checkout.api()
+    flow = api.send("/flow_runs/", {"flow_id": api.send("/flows/", {"name": "lmworks-test"})["id"], "state": {"type": "RUNNING"}})["id"]
+    task = api.send("/task_runs/", {"flow_run_id": flow, "task_key": "stage", "dynamic_key": "0", "name": "stage-0", "state": {"type": "RUNNING"}})["id"]
+    try:
+        api.send(f"/flow_runs/{flow}/set_state", {"force": True, "state": {"type": ended}})
+        said = reconciler.settle(checkout.layout)
+        assert api.get(f"/task_runs/{task}")["state_type"] == expected
+        assert any("'stage-0' was left Running" in line and line.endswith(f"is {expected.title()} now") for line in said) == (ended != "RUNNING")
+        assert reconciler.settle(checkout.layout) == []
+    finally:
+        api.send(f"/flow_runs/{flow}", method="DELETE")
+
+
+def test_F2_killed_while_a_stage_works_and_back_after_it_the_server_hears_how_the_run_ended(checkout: Any, waiting: subprocess.Popen):
     run = checkout.last_flow_run()
     kill_9(checkout.layout, "prefect")
     (checkout.root / "go").write_text("")
@@ -66,7 +81,6 @@ def test_F2_killed_while_a_stage_works_and_back_after_it_the_server_hears_how_th
     ended = checkout.api().get(f"/flow_runs/{run['id']}")
     assert (ended["state_type"], ended["state_name"]) == ("COMPLETED", "Ready")
     assert not list(checkout.layout.unclean.glob("run-*.json"))
-    monkeypatch.setattr(reconciler, "SETTLED_S", 0)
     reconciler.reconcile(checkout.layout)  # events that went with the server are made up for
     tasks = checkout.task_runs(run)
     assert {tasks[name][0] for name in ("first", "second")} == {"COMPLETED"}, tasks

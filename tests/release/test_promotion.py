@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import sqlite3
@@ -73,6 +74,27 @@ def test_C14_moves_keep_their_order_though_the_clock_was_set_back_between_them(m
     model = registry.registered(layout, "clock")
     assert [(move["to"], move["when"][11:13]) for move in history.history(model)] == [("1", "12"), ("2", "11"), ("3", "13")]
     assert history.champions(model) == ["3", "2", "1"] and history.recorded(model) == "3" and history.by_hand(model) is None
+
+
+def test_G5_who_registers_the_same_weights_at_once_gets_one_version(mlflow_url, tmp_path):
+    """As two checkouts do, or the last request of a process that was killed, and the process after it."""
+    client = registry.client(Layout(root=tmp_path))
+    client.create_registered_model("twice")
+    experiment = client.create_experiment("twice")
+    run = client.create_run(experiment).info.run_id
+
+    def register(after=None) -> str:
+        model = client.create_logged_model(experiment, name="twice", source_run_id=run)
+        client.finalize_logged_model(model.model_id, "READY")
+        return str(registry.register(client, "twice", model.model_id, run, {}, weights_sha256="a" * 64, evaluation_sha256="b" * 64,
+                                     data_digest="none", languages=["en", "zh"], after=after).version)
+
+    with concurrent.futures.ThreadPoolExecutor(6) as threads:
+        assert {future.result() for future in [threads.submit(register) for _ in range(6)]} == {"1"}
+    assert [str(version.version) for version in client.search_model_versions("name = 'twice'")] == ["1"]
+    damaged = registry.find_version(client, "twice", "a" * 64, "b" * 64)
+    again = register(after=damaged)
+    assert again != "1" and registry.find_version(client, "twice", "a" * 64, "b" * 64).version == again, "the files of version 1 will not do"
 
 
 @pytest.mark.slow
