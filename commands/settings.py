@@ -44,7 +44,10 @@ def parse_set(assignments: list[str]) -> dict[str, Any]:
 def _existing(path: Path, option: str, layout: Layout) -> str:
     from components.corpus import sources
 
-    path = path.expanduser()
+    try:
+        path = path.expanduser()
+    except RuntimeError as error:  # ~SOMEBODY, whom nobody knows here
+        raise UserError(f"{option} {path}: {error}. Give the path of your text") from None
     if not path.exists():
         raise UserError(f"{option} {path}: no such file or folder (looked in {path.resolve().parent}). Give the path of your text")
     return sources.shipped(path, layout)

@@ -7,6 +7,12 @@ class UserError(Exception):
     exit_code = 2
 
 
+class Passing(UserError):
+    """Neither the input nor the bytes are wrong: a server, a disk or another program was in the way. Nothing may be judged by it."""
+
+    exit_code = 1
+
+
 class Blocked(UserError):
     """Validation refused the data; nothing after it may run."""
 

@@ -18,7 +18,7 @@ from components.errors import UserError
 MASK = "********"
 MIN_CHARS = 8  # a shorter value is masked nowhere: it would take ordinary words with it
 
-SECRET_NAME = re.compile(r"secret|token|passw|api_?key|access_?key|private_?key|credential|auth_string|authorization|webhook|ping_url|_key$|_dsn$", re.I)
+SECRET_NAME = re.compile(r"secret|token|passw|api_?key|access_?key|private_?key|credential|auth_string|authorization|webhook|ping_url|passphrase|_key$|_dsn$|_pass$|_pwd$|_auth$|密码|口令|密钥|令牌", re.I)
 NO_SECRET_NAME = re.compile(r"_(file|path|dir|sock|enabled|parallelism)$", re.I)
 
 _SHAPES = [
@@ -34,9 +34,12 @@ IN_ADDRESS = re.compile(r"(?<=://)[^\s/@:'\"]*:[^\s/@'\"]+(?=@)")  # user:passwo
 AUTHORISATION = re.compile(r"\b((?:Basic|Bearer)\s+)(?=\S*[\d=])[A-Za-z0-9+/=._~-]{12,}")
 # `password = "…"`, `AWS_SECRET_ACCESS_KEY=…`, `"api_key": "…"`; of a token or a key only what mixes letters and digits, as code is full of these
 # words. A name is read once, whole (`++`): to begin again at each of its characters would take hours for a line of a megabyte
-NAME = re.compile(r"""(?<![\w.-])([\w.-]++)["']?[ \t]*+[:=][ \t]*+""")
-PASSWORD_NAME, PASSWORD = re.compile(r"passw(?:or)?d|passphrase|secret", re.I), re.compile(r"""(["']?)([^\s"'#,;()\[\]{}]{8,})\1""")
-KEY_NAME, NO_KEY_NAME = re.compile(r"token|api_?key|access_?key|private_?key|credential", re.I), re.compile(r"sha256|md5|digest", re.I)
+NAME = re.compile(r"""(?<![\w.-])([\w.-]++)["']?[ \t]*+[:=：＝][ \t]*+""")
+# forward_pass is no password, DB_PASS is one
+PASSWORD_NAME = re.compile(r"passw(?:or)?d|passphrase|secret|_pwd$|(?-i:_PASS$)|(?:db|user|root|admin|smtp|mail|sql|redis|postgres)_pass$", re.I)
+PASSWORD = re.compile(r"""(["']?)([^\s"'#,;()\[\]{}]{8,})\1""")
+CHINESE_NAME, WITHOUT_HAN = re.compile(r"密码|口令"), re.compile(r"""(["'“]?)([!#-&(-~]{8,})""")  # what follows in Chinese is a sentence
+KEY_NAME, NO_KEY_NAME = re.compile(r"token|api_?key|access_?key|private_?key|credential|密钥|令牌", re.I), re.compile(r"sha256|md5|digest", re.I)
 KEY = re.compile(r"""(["']?)((?=[^\s"']{0,63}\d)(?=[^\s"']{0,63}[A-Za-z])[^\s"'#,;()\[\]{}<>|]{16,})\1""")
 
 
@@ -69,7 +72,7 @@ def _without_assigned(text: str) -> str:
     """The text without the values of what is named like a secret. A value may hold a name of its own: `set=password=…`."""
     parts, done = [], 0
     for name in NAME.finditer(text):
-        secret = PASSWORD if PASSWORD_NAME.search(name[1]) else KEY if KEY_NAME.search(name[1]) and not NO_KEY_NAME.search(name[1]) else None
+        secret = WITHOUT_HAN if CHINESE_NAME.search(name[1]) else PASSWORD if PASSWORD_NAME.search(name[1]) else KEY if KEY_NAME.search(name[1]) and not NO_KEY_NAME.search(name[1]) else None
         if name.start() >= done and secret and (value := secret.match(text, name.end())):
             parts += [text[done:value.start(2)], MASK]
             done = value.end(2)

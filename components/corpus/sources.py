@@ -142,7 +142,7 @@ def _user(setting: str, source: str, layout: Layout, *, wanted: str | None) -> G
     for name, found in _walk(path, setting):
         kind = kind_of(name)
         if kind is None or wanted not in (None, kind):
-            group.skipped.append(name)
+            group.skipped.append(name.encode("utf-8", "backslashreplace").decode())  # a name that is no UTF-8, e.g. unpacked from a zip of Windows
         else:
             group.files.append((check_name(name, setting), found))
     if not group.files:

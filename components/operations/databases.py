@@ -6,7 +6,7 @@ Nothing here writes to one that a server has, makes one or migrates one: that is
 from __future__ import annotations
 
 import contextlib
-import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from components.release import registry
 CONTENT = {"mlflow": ("runs", "registered_models", "logged_models"), "prefect": ("flow_run",)}
 BESIDE = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database
 BACK = "Bring the databases back from a backup: lmworks restore PATH --databases"
+NOT_DECODED = re.compile(r"Could not decode to UTF-8 column '(\w+)'")  # how Python says it
 BUSY_S = 30  # how long a writer is waited for
 PROXIED = "mlflow-artifacts:/"  # how our server addresses its artifacts, wherever the checkout lies
 HANDED_OUT = "registered_model_meta"  # MLflow adds it to what it hands out; the store does not hold it
@@ -37,9 +38,17 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_S)) as connection:
             yield connection
     except sqlite3.OperationalError as error:
+        if garbled := _garbled(error):
+            raise Damaged(f"{path} is damaged: {garbled}. {BACK}") from error
         raise UserError(f"{path}: {storage.said(error, path.parent) or f'{error}. Mend that, then run the same command again'}") from error
     except sqlite3.DatabaseError as error:
         raise Damaged(f"{path} is damaged: {error}. {BACK}") from error
+
+
+def _garbled(error: sqlite3.Error) -> str | None:
+    """That a text was met that is none, which SQLite's own checks do not look for; None for any other error. The text itself is not shown."""
+    found = NOT_DECODED.match(str(error))
+    return f"a text in the column {found[1]} is no UTF-8 any more" if found else None
 
 
 def snapshot(source: Path, target: Path) -> None:
@@ -62,10 +71,24 @@ def snapshot(source: Path, target: Path) -> None:
 
 
 def integrity(path: Path) -> list[str]:
-    """What SQLite finds wrong with the structure of a database; [] where it is whole. Raises UserError and Damaged."""
+    """What is wrong with the structure of a database, and with its texts; [] where it is whole. Raises UserError and Damaged."""
     with opened(path) as database:
         found = [str(row[0]) for row in database.execute("PRAGMA integrity_check")]
-        return [*cut_short(path), *([] if found == ["ok"] else found)]
+        return [*cut_short(path), *(_texts(database) if found == ["ok"] else found)]
+
+
+def _texts(database: sqlite3.Connection) -> list[str]:
+    """The tables with a text that is no UTF-8, read from end to end."""
+    wrong = []
+    for table, in database.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name").fetchall():
+        try:
+            for _ in database.execute(f'SELECT * FROM "{table}"'):
+                pass
+        except sqlite3.OperationalError as error:
+            if not (garbled := _garbled(error)):
+                raise
+            wrong.append(f"table {table}: {garbled}")
+    return wrong
 
 
 def structure(path: Path) -> list[str]:
@@ -223,8 +246,11 @@ def wrong_with(version: Version, store: Path) -> str | None:
         return f"its files are not there ({version.folder})"
     if version.vouched is None:
         return None  # not registered by lmworks: nothing says what its bytes must be
+    expected = registry.vouched_files(version.vouched)
+    if expected is None:
+        return registry.TAG_EDITED
     try:
-        vouched = {name: sha256 for name, sha256 in json.loads(version.vouched).items() if name != HANDED_OUT}
+        vouched = {name: sha256 for name, sha256 in expected.items() if name != HANDED_OUT}
         registry.check_files(folder, vouched, f"{version.name} version {version.number}")
     except (Damaged, ValueError) as error:
         return str(error).replace(f"{store}/", "").partition(" Release it again")[0].partition(". Run: ")[0].rstrip(".")

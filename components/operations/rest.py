@@ -12,17 +12,15 @@ import urllib.request
 import uuid
 from typing import Any
 
-from components.errors import UserError
+from components.errors import Passing
 from components.operations import addresses
 
 # proxy variables of the environment never touch these calls
 _OPENER = addresses.opener(proxies=False)
 
 
-class Unreachable(UserError):
+class Unreachable(Passing):
     """The server does not answer, or answers with an error of its own."""
-
-    exit_code = 1
 
     def __init__(self, message: str, status: int | None = None):
         super().__init__(message)

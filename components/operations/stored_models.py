@@ -11,7 +11,7 @@ from components.layout import Layout
 from components.operations import databases, services
 from components.operations.findings import Check, Problem, said, size_of
 from components.operations.processes import MLFLOW
-from components.release import history, registry
+from components.release import calls, history, registry
 
 
 def checks(layout: Layout, wanted: list[str]) -> Iterator[Check]:
@@ -105,7 +105,8 @@ def _served(layout: Layout, wanted: list[str]) -> Iterator[Check]:
     """Versions of a server that is not this checkout's: its store is read through it."""
     client = registry.client(layout)
     aliases = [f"models:/{model['name']}@{alias}" for model in registry.catalogue(layout) for alias in sorted(model["aliases"])] if not wanted else []
-    versions = {(version.name, str(version.version)): version for version in (registry.named(client, uri) for uri in [*wanted, *aliases])}
+    with calls.explained(layout, "Look at `lmworks status`, then run again: lmworks verify"):
+        versions = {(version.name, str(version.version)): version for version in (registry.named(client, uri) for uri in [*wanted, *aliases])}
     for version in versions.values():
         yield Check(kind="models", bytes=0, look=lambda version=version: _fetched(layout, version))
 

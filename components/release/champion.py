@@ -9,7 +9,7 @@ from typing import Any
 
 from components import files
 from components.config import Config
-from components.errors import UserError
+from components.errors import Passing, UserError
 from components.evaluation import significance
 from components.layout import Layout
 from components.release import gates, registry
@@ -126,6 +126,8 @@ def criterion(client: Any, run_id: str, subject: Subject, champion: Any | None, 
 
     try:
         theirs = rows_of(items_of(client, run_id, subject, champion, config, layout, say), subject.kind)
+    except Passing:  # no word on the champion: the next run asks it again
+        raise
     except UserError as error:
         return gates.not_judged(str(error), margin)
     ours = rows_of(pq.read_table(layout.evaluation / "items.parquet"), subject.kind)

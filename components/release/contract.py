@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components import files
-from components.errors import Damaged, UserError
+from components.errors import Damaged, Passing, UserError
 from components.layout import Layout
 from components.release import gates, registry
 
@@ -221,6 +221,8 @@ def judged(client: Any, version: Any, champion: Any | None, allowed: list[str], 
     ours = of_version(client, version, layout)
     try:
         theirs = of_version(client, champion, layout)
+    except Passing:
+        raise
     except UserError as error:
         return unreadable(str(champion.version), str(error))
     return criterion(ours, theirs, str(champion.version), allowed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import reprlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def shards(folder: Path) -> list[str]:
         wanted = _json(index)
         if not isinstance(wanted, dict) or not isinstance(wanted.get("weight_map"), dict):
             raise UserError(f"{index} has no weight_map. Fetch the model again")
-        names = sorted(set(wanted["weight_map"].values()))
+        names = sorted({str(name): name for name in wanted["weight_map"].values()}.values(), key=str)
         for name in names:
             if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
                 raise UserError(f"{index} names {name!r}: a *.safetensors file of the same folder was expected. Do not use this model")
@@ -108,10 +109,11 @@ def check(folder: Path) -> list[str]:
     config = _json(folder / "config.json")
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-    found = (config.get("architectures") or [None])[0] if isinstance(config, dict) else None
-    classes = KNOWN.get(config.get("model_type") if isinstance(config, dict) else None, ())
-    if found not in ((classes,) if isinstance(classes, str) else classes):
-        raise UserError(f"{folder / 'config.json'}: architectures={found!r}, model_type={config.get('model_type') if isinstance(config, dict) else None!r} "
+    named, kind = (config.get(key) if isinstance(config, dict) else None for key in ("architectures", "model_type"))
+    found = named[0] if isinstance(named, list) and named else named
+    classes = KNOWN.get(kind, ()) if isinstance(kind, str) else ()
+    if not isinstance(found, str) or found not in ((classes,) if isinstance(classes, str) else classes):
+        raise UserError(f"{folder / 'config.json'}: architectures={reprlib.repr(found)}, model_type={reprlib.repr(kind)} "
                         "is no causal language model that the installed transformers knows. Import e.g. a Llama, Qwen or GPT-2 folder")
     return sorted([name for name in WANTED if (folder / name).is_file()] + shards(folder))
 

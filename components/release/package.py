@@ -63,8 +63,8 @@ def logged_model(client: Any, experiment: str, run_id: str, subject: Subject, la
     """
     for earlier in client.search_logged_models([experiment], max_results=50, filter_string=(
             f"tags.`{registry.WEIGHTS}` = '{subject.weights_sha256}' AND tags.`{registry.EVALUATION}` = '{subject.evaluation_sha256}'")):
-        expected = json.loads(earlier.tags.get(registry.FILES, "null"))
-        if expected and earlier.name == subject.name and is_sound(f"models:/{earlier.model_id}", expected, subject.name, layout):
+        expected = registry.vouched_files(earlier.tags.get(registry.FILES))
+        if earlier.name == subject.name and is_sound(f"models:/{earlier.model_id}", expected, subject.name, layout):
             return earlier.model_id, {key: earlier.tags[key] for key in (registry.FILES, contract.CONTRACT) if key in earlier.tags}
     import mlflow
 
@@ -92,8 +92,10 @@ def no_bytecode() -> Iterator[None]:
         sys.dont_write_bytecode = before
 
 
-def is_sound(source: str, expected: dict[str, str], what: str, layout: Layout) -> bool:
-    """Whether the store still gives the bytes that were registered."""
+def is_sound(source: str, expected: dict[str, str] | None, what: str, layout: Layout) -> bool:
+    """Whether the store still gives the bytes that were registered; not where nothing says which those were."""
+    if not expected:
+        return False
     try:
         with registry.stored(source, expected, what, layout):
             return True

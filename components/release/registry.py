@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from components import files, mlflow_rest
+from components import files, mlflow_rest, storage
 from components.config import Config
-from components.errors import Damaged, UserError
+from components.errors import Damaged, Passing, UserError
 from components.layout import Layout
-from components.operations import environment
+from components.operations import environment, rest
 from components.release import loader
 from components.release.history import ROLLBACK, by_hand, history, left_behind
 
@@ -38,10 +38,13 @@ WEIGHTS, EVALUATION, VERDICT, CORPUS = "lmworks.weights_sha256", "lmworks.evalua
 TRAINED_COMMIT, RELEASE_COMMIT = "mlflow.source.git.commit", "lmworks.release_commit"  # of a run
 LANGUAGES = "lmworks.languages"
 FILES, REASON, CHANGED = "lmworks.files", "gate.reason.", "lmworks.changed"
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what MLflow says of a name or version that it does not have; the second: none can have it
 ANOTHER_NAME = "Choose another name: write it into the line `name:` of params.yaml, where all else stays as you set it, then: lmworks run"
+TAG_EDITED = f"its tag {FILES} was edited and cannot be read, so nothing vouches for its bytes"
 CARD = "README.md"
 LOGGED_MODEL = re.compile(r"models:/m-[0-9a-f]+")
 VOUCHED = "vouched.json"  # what the tag FILES says, for a consumer that asks no registry (components/serving/model_file.py)
+GONE = re.compile(r"\b404\b|No such artifact|RESOURCE_DOES_NOT_EXIST")  # how the store says that a file is not there
 FETCHED_AS = "registered_model_meta"  # MLflow writes it beside the files that it fetches; it is none of them
 
 
@@ -171,7 +174,7 @@ def aliased(mlflow_client: Any, name: str, alias: str) -> Any | None:
     try:
         return mlflow_client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code in NOT_THERE:
             return None
         raise
 
@@ -186,8 +189,11 @@ def named(mlflow_client: Any, uri: str) -> Any:
     if name and at and alias:
         version = aliased(mlflow_client, name, alias)
     elif name and slash and number.isdigit():
-        with contextlib.suppress(MlflowException):
+        try:
             version = mlflow_client.get_model_version(name, number)
+        except MlflowException as error:
+            if error.error_code not in NOT_THERE:
+                raise
     else:
         raise UserError(f"{uri}: models:/NAME@champion or models:/NAME/VERSION was expected")
     if version is None:
@@ -209,11 +215,22 @@ def local_files(folder: Path) -> dict[str, str]:
             if name not in (CARD, VOUCHED, FETCHED_AS) and (not name.startswith("artifacts/model/") or name.endswith("/" + files.MANIFEST))}
 
 
+def _not_given(error: Exception, what: str, work: Path, layout: Layout) -> UserError:
+    """What kept the files of a model from us: a disk or a server that is away are no damage, and nobody may take them for it."""
+    words = " ".join(str(error).split())[:200]
+    if full := storage.said(error, work) or storage.tight(work):
+        return Passing(f"{what} cannot be fetched: {full}")
+    if not rest.healthy(f"{address(layout)}/health"):
+        return rest.Unreachable(f"MLflow at {address(layout)} went away while {what} was fetched ({words}). Look at `lmworks status`, then run the same command again")
+    return Damaged(f"{what}: the model store does not give its files ({words}). Release it again: lmworks run")
+
+
 @contextlib.contextmanager
 def stored(source: str, expected: dict[str, str] | None, what: str, layout: Layout) -> Iterator[Path]:
     """A copy of a logged model (models:/m-…) as the store serves it, gone afterwards; checked against `expected` unless that is None.
 
-    Raises Damaged, naming file and both hashes, and for a source that is anything else: a version may name any address (J6).
+    Raises Damaged, naming file and both hashes, and for a source that is anything else: a version may name any address (J6); Passing where
+    the disk is full or the server went away.
     """
     if not LOGGED_MODEL.fullmatch(source):
         raise Damaged(f"{what}: its files are said to lie at {source[:80]!r}, which is no model that lmworks stored, so nothing is fetched. Release it again: lmworks run")
@@ -223,30 +240,39 @@ def stored(source: str, expected: dict[str, str] | None, what: str, layout: Layo
     work = layout.work_root / "models"
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work) as scratch:
-        try:
-            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=scratch))
-        except (MlflowException, OSError) as error:
-            raise Damaged(f"{what}: the model store does not give its files ({' '.join(str(error).split())[:200]}). "
-                          "Release it again: lmworks run") from None
+        for again in (True, False):  # one that was cut is asked for once more
+            try:
+                folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=scratch))
+                break
+            except (MlflowException, OSError) as error:
+                if not again or GONE.search(str(error)):
+                    raise _not_given(error, what, work, layout) from None
         if expected is not None:
             check_files(folder, expected, what)
         yield folder
+
+
+def vouched_files(tag: str | None) -> dict[str, str] | None:
+    """{file: sha256} of the tag FILES; None where there is none, or it was edited and cannot be read."""
+    try:
+        found = json.loads(tag or "null")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and found else None
 
 
 @contextlib.contextmanager
 def fetched(version: Any, layout: Layout) -> Iterator[Path]:
     """A verified copy of a version's files, gone afterwards: its code and MLmodel are vouched for by the version's tag,
     the rest by the manifest (which the tag covers), and no code but ours is in it, whatever the tag says. Raises UserError and Damaged."""
-    expected = version.tags.get(FILES)
-    if expected is None:
+    if FILES not in version.tags:
         raise UserError(f"{version.name} version {version.version} was not registered by lmworks (no tag {FILES}), so nothing vouches "
                         "for its bytes. Use a version that `lmworks models` lists, or release again: lmworks run")
     what = f"{version.name} version {version.version}"
-    try:
-        vouched = dict(json.loads(expected))
-    except (ValueError, TypeError):
-        raise Damaged(f"{what}: its tag {FILES} was edited and cannot be read, so nothing vouches for its bytes. Release it again: lmworks run") from None
-    with stored(version.source, vouched, what, layout) as folder:
+    expected = vouched_files(version.tags[FILES])
+    if expected is None:
+        raise Damaged(f"{what}: {TAG_EDITED}. Release it again: lmworks run")
+    with stored(version.source, expected, what, layout) as folder:
         loader.check(folder, what)
         yield folder
 

@@ -6,20 +6,19 @@ the aliases where they were or where they belong: the next call finds what is th
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components import failpoints, files, mlflow_rest, storage, tracking
+from components import failpoints, files, mlflow_rest, tracking
 from components.config import Config
 from components.errors import Damaged, UserError
 from components.layout import Layout
 from components.markdown import escape
-from components.operations import contention, rest
 from components.release import (
+    calls,
     card,
     champion,
     changes,
@@ -85,22 +84,16 @@ def release(config: Config, layout: Layout, *, say: Say = say_line) -> list[Deci
     Raises UserError (no server, or it refuses; the name belongs to another corpus) and Damaged (bytes that are not those written).
     """
     client = registry.client(layout)
-    from mlflow.exceptions import MlflowException
-
     registry.check_name(config, layout)
     checked = verified_files(layout)
     tracking.drain(layout)  # the run that trained must be known here before it is looked for
     decisions: list[Decision] = []
-    try:
+    with calls.explained(layout, "Look at `lmworks status`, then run again: lmworks run. What was promoted before stays so"):
         experiment = lineage.experiment_id(client, config.name)
         for subject in lineage.subjects(config, layout):
             decisions.append(release_one(client, experiment, subject, config, layout, checked, decisions, say))
         shown = evidence.headlines(files.read_json(layout.evaluation / "evaluation.json"))
         views.ship(client, experiment, {decision.name: decision.run_id for decision in decisions}, shown)
-    except MlflowException as error:
-        full = storage.said(error, layout.mlruns) or storage.tight(layout.mlruns) or contention.advice(layout.mlflow_database)
-        raise rest.Unreachable(f"MLflow at {registry.address(layout)} went away or refused a call: {' '.join(str(error).split())[:300]}. "
-                               f"What was promoted before stays so. {full or 'Look at `lmworks status`, then run again: lmworks run'}") from error
     failpoints.hit("release.before_receipt")
     files.write_sealed(layout.receipt, {"format": RECEIPT_FORMAT, "gates": config.gates.model_dump(mode="json"), "address": registry.address(layout),
                                       "models": {d.name: d.as_dict() for d in decisions}})
@@ -133,7 +126,7 @@ def release_one(client: Any, experiment: str, subject: Subject, config: Config, 
     run_id = lineage.training_run(client, experiment, subject, config, layout, say)
     lineage.copy_in(client, run_id, subject, config, layout)
     version = known = registry.find_version(client, subject.name, subject.weights_sha256, subject.evaluation_sha256)
-    if version is not None and not package.is_sound(version.source, json.loads(version.tags[registry.FILES]), subject.name, layout):
+    if version is not None and not package.is_sound(version.source, registry.vouched_files(version.tags.get(registry.FILES)), subject.name, layout):
         say(f"{subject.name}: the stored files of version {version.version} are damaged or gone; registering the weights again")
         version = None
     if version is None:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from components import files, mlflow_rest
-from components.errors import Busy, UserError
+from components.errors import Busy, Passing, UserError
 from components.layout import Layout
 from components.masking import masked
-from components.operations import rest
-from components.release import gates, history, promotion, registry, registry_page
+from components.release import calls, gates, history, promotion, registry, registry_page
 
 CRITERION = "not_rolled_back"
 # what a version was held against on its day; a person who brings a former champion back has decided these
@@ -48,13 +47,13 @@ def roll_back(layout: Layout, name: str, *, to: str | None = None, why: str = ""
     client = registry.client(layout)
     from mlflow.exceptions import MlflowException
 
-    try:
-        return _roll_back(client, layout, name, to, why)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise UserError(f"no model {name!r} is registered. See what is: lmworks models") from None
-        raise rest.Unreachable(f"MLflow at {registry.address(layout)} went away or refused a call: {' '.join(str(error).split())[:300]}. "
-                               f"See who is champion: lmworks models {name} --history") from error
+    with calls.explained(layout, f"See who is champion: lmworks models {name} --history"):
+        try:
+            return _roll_back(client, layout, name, to, why)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise UserError(f"no model {name!r} is registered. See what is: lmworks models") from None
+            raise
 
 
 def _roll_back(client: Any, layout: Layout, name: str, to: str | None, why: str) -> Rollback:
@@ -99,6 +98,8 @@ def _previous(client: Any, layout: Layout, name: str, model: dict[str, Any]) -> 
         version = promotion.version_of(client, name, number)
         try:
             return _usable(version, name, number, layout), skipped
+        except Passing:  # it may be as good as it was
+            raise
         except UserError as error:
             skipped.append((number, str(error)))
     tried = "".join(f"; version {number} cannot be taken: {why}" for number, why in skipped)

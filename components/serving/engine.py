@@ -9,7 +9,7 @@ from typing import Any
 
 from components.errors import Damaged, UserError
 from components.layout import Layout
-from components.release import promotion, registry
+from components.release import calls, promotion, registry
 
 
 def no_champion(client: Any, name: str) -> str:
@@ -19,7 +19,7 @@ def no_champion(client: Any, name: str) -> str:
     try:
         model = promotion.model_of(client, name)
     except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # the second: no name at all
+        if error.error_code not in registry.NOT_THERE:
             raise
         return f"no model {name!r} is registered yet. Run: lmworks run"
     if gone := registry.champion_gone(model):
@@ -40,7 +40,9 @@ def chosen(client: Any, name: str, version: int | None) -> Any:
     if version is not None:
         try:
             return client.get_model_version(name, str(version))
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code not in registry.NOT_THERE:
+                raise
             raise UserError(f"{name} has no version {version}. See the versions with: lmworks models") from None
     champion = registry.aliased(client, name, "champion")
     if champion is None:
@@ -61,7 +63,8 @@ def answer(layout: Layout, name: str, prompts: list[str], params: dict[str, Any]
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    model_version = chosen(client, name, version)
+    with calls.explained(layout, "Look at `lmworks status`, then ask again"):
+        model_version = chosen(client, name, version)
     with _verified(model_version, layout) as folder:
         try:
             model = mlflow.pyfunc.load_model(str(folder))

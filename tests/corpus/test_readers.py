@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from components.applications import catalogue
 from components.config import Corpus
 from components.corpus import readers
 from components.corpus.documents import Fault, Row, cut, metadata_json, pack
 from components.corpus.language import language_of
 from components.corpus.readers import read
-from components.corpus.user_records import read_records
+from components.corpus.user_records import read_records, to_record
 from components.errors import UserError
 
 pytestmark = pytest.mark.code
@@ -230,6 +231,26 @@ def test_application_records_are_checked_one_by_one(tmp_path):
     assert [fault.expectation for fault in records[2:]] == ["application_is_known", "prompt_is_string", "answer_is_not_blank", "language_is_known",
                                                             "label_is_string", "line_is_valid_json"]
     assert "question_answering" in records[2].detail
+
+
+@pytest.mark.parametrize(("given", "wrong"), [
+    ({"answers": "上午九点"}, "answers_are_strings"), ({"answers": 5}, "answers_are_strings"), ({"answers": [1870]}, "answers_are_strings"),
+    ({"answers": [{"text": "9 am"}]}, "answers_are_strings"), ({"answers": ["", "9 am"]}, "answers_is_not_blank"), ({"answers": ["\ud83d"]}, "text_is_valid_utf8"),
+    ({"label": "\ud83d"}, "text_is_valid_utf8"), ({"label": " "}, "label_is_not_blank"), ({"label": 0}, "label_is_string"), ({"language": ["en"]}, "language_is_known")])
+def test_A7_what_would_end_or_bend_the_evaluation_hours_later_is_a_quarantined_row(given, wrong):
+    """A string is a sequence of right answers, too: each of its characters would be one."""
+    fault = to_record(7, {"application": "question_answering", "prompt": "几点开门？", "answer": "九点"} | given, "r.jsonl")
+    assert isinstance(fault, Fault) and (fault.number, fault.expectation) == (7, wrong) and fault.detail.startswith("line 7")
+    pa.table({key: [value] for key, value in fault.as_dict("r.jsonl").items()})
+
+
+@pytest.mark.parametrize("empty", [None, "", []])
+def test_an_empty_cell_of_an_optional_key_is_as_if_the_key_were_not_there(empty):
+    given = {"application": "question_answering", "prompt": "几点开门？", "answer": "九点"}
+    beside = {"answers": empty} | ({} if empty == [] else {"label": empty, "language": empty})
+    assert to_record(1, given | beside, "r.jsonl") == to_record(1, given, "r.jsonl")
+    several = to_record(1, given | {"answers": ["九点", " 上午九点\r\n"]}, "r.jsonl")
+    assert isinstance(several, dict) and catalogue.right_answers(several) == ["九点", "上午九点"]
 
 
 @pytest.mark.parametrize("text, language", [

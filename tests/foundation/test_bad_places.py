@@ -104,6 +104,25 @@ def test_B8_a_folder_whose_name_is_no_utf8_is_one_line(tmp_path: Path, monkeypat
     assert not (tmp_path / "params.yaml").exists() and not (tmp_path / "sources.yaml").exists()
 
 
+def test_B8_a_file_that_is_not_read_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "presets").symlink_to(ROOT / "presets")
+    monkeypatch.setattr(use_command, "Layout", lambda: Layout(root=tmp_path))
+    folder = tmp_path / "语料"
+    folder.mkdir()
+    (folder / "文.txt").write_text(ZH * 100)
+    (folder / os.fsdecode(b"\xb1\xa8\xb8\xe6.docx")).write_text("报告, as a zip of Windows unpacks here")
+    (tmp_path / "记录.jsonl").write_text('{"application": "classification", "prompt": "房间很好", "answer": "正面"}\n' * 3)
+    use_command.use("smoke", corpus=folder, records=tmp_path / "记录.jsonl")
+    assert "udcb1" in (tmp_path / "sources.yaml").read_text()
+
+
+def test_B8_the_home_of_nobody_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(use_command, "Layout", lambda: Layout(root=tmp_path))
+    (tmp_path / "presets").symlink_to(ROOT / "presets")
+    with pytest.raises(UserError, match="--corpus ~nobody-here/x: .*home.*Give the path of your text"):
+        use_command.use("smoke", corpus=Path("~nobody-here/x"))
+
+
 def test_B9_a_full_folder_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sink = io.BytesIO()
     pq.write_table(pa.table({"text": [f"{i} {ZH}" for i in range(5000)]}), sink, compression="none")

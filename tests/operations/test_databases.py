@@ -136,6 +136,18 @@ for n in range(20_000):
     migrations.ready(layout, PREFECT, services.quiet)  # and its server may start on it
 
 
+def test_D3_a_text_that_is_none_any_more_is_damage_that_is_named_without_the_text(layout: Layout):
+    """SQLite's own checks say ok."""
+    path = in_use(layout, MLFLOW)
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE runs SET filling = CAST(x'e69687e6' AS TEXT) WHERE n = 40")
+    wrong = "a text in the column filling is no UTF-8 any more"
+    assert databases.integrity(path) == [f"table runs: {wrong}"]
+    with pytest.raises(Damaged, match=f"mlflow.db is damaged: {wrong}. Bring the databases back") as raised, databases.opened(path) as database:
+        database.execute("SELECT filling FROM runs").fetchall()
+    assert "文" not in str(raised.value)
+
+
 def test_E5_a_killed_migration_begins_again_from_the_copy_and_the_copy_is_kept(layout: Layout, monkeypatch: pytest.MonkeyPatch):
     known, newest = migrations.revisions(PREFECT)
     assert len(newest) == 1 and len(known) > 50

@@ -131,6 +131,18 @@ def test_other_architectures_are_refused(folder, layout):
     assert "no causal language model" in refused(folder, layout)
 
 
+@pytest.mark.parametrize("changes", [{"architectures": 5}, {"architectures": {}}, {"architectures": [["x"]]}, {"model_type": ["llama"]}, {"model_type": {}}])
+def test_A19_settings_of_another_type_are_one_clear_line(folder, layout, changes):
+    edit(folder / "config.json", **changes)
+    assert "no causal language model" in refused(folder, layout)
+
+
+@pytest.mark.parametrize("names", [{"a": ["b.safetensors"]}, {"a": 5, "b": "c.safetensors"}, {"a": None}])
+def test_A19_an_index_of_another_type_is_one_clear_line(folder, layout, names):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert "same folder was expected" in refused(folder, layout)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_missing_file_is_named(folder, layout, name):
     (folder / name).unlink()

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import checkout
 import pytest
+from mlflow.exceptions import MlflowException
 
+from benchmarks.reliability.proxy import CUT, ERROR, PASS, REFUSE, Proxy
 from components import files
-from components.errors import Damaged, UserError
-from components.release import lineage, registry
+from components.errors import Damaged, Passing, UserError
+from components.layout import Layout
+from components.operations import rest
+from components.release import lineage, package, registry, rollback
 from components.release import release as releasing
+from components.serving import engine
 
 pytestmark = pytest.mark.code
 
@@ -229,9 +234,58 @@ def test_D9_edited_version_in_the_store_is_registered_anew(mlflow_url, tmp_path)
     assert again.version == "2" and again.promoted and any("damaged" in line for line in lines)
 
 
-def test_no_server_is_one_clear_line(tmp_path, monkeypatch):
-    from components.layout import Layout
+def test_D9_a_version_whose_tag_of_its_files_was_edited_or_deleted_is_refused_and_registered_anew(mlflow_url, tmp_path):
+    config = checkout.configuration(name="tagged")
+    layout = checkout.make(tmp_path, config)
+    quietly(config, layout)
+    client = registry.client(layout)
+    for number, edited in enumerate(["{", "[]", '{"MLmodel": 5}', None], start=1):
+        if edited is None:
+            client.delete_model_version_tag("tagged", str(number), registry.FILES)
+        else:
+            client.set_model_version_tag("tagged", str(number), registry.FILES, edited)
+        with pytest.raises(UserError, match="vouches for|is damaged in the model store"), registry.fetched(client.get_model_version("tagged", str(number)), layout):
+            pass
+        (again, _), lines = quietly(config, layout)
+        assert again.version == str(number + 1) and again.promoted and any("damaged or gone" in line for line in lines), (edited, lines)
 
+
+def test_D1_F1_a_full_disk_or_a_server_that_is_away_is_no_damage_of_the_model_that_is_fetched(mlflow_url, tmp_path, monkeypatch):
+    """As damage it would take the receipt away, register the weights again, judge a champion as unreadable, and roll back too far."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    config = checkout.configuration(name="away")
+    layout = checkout.make(tmp_path, config)
+    with Proxy(mlflow_url) as proxy:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+        quietly(config, layout)
+        champion = registry.client(layout).get_model_version_by_alias("away", "champion")
+        expected = registry.vouched_files(champion.tags[registry.FILES])
+        for mode in (REFUSE, ERROR, CUT):
+            proxy.misbehave(mode)
+            with pytest.raises(Passing, match="MLflow at .* went away while away was fetched .*lmworks status"):
+                package.is_sound(champion.source, expected, "away", layout)
+        proxy.misbehave(PASS)
+        with monkeypatch.context() as full:
+            full.setattr("mlflow.artifacts.download_artifacts", lambda **_: (_ for _ in ()).throw(MlflowException("OSError(28, 'No space left on device')")))
+            with pytest.raises(Passing, match="away version 1 cannot be fetched: no space in "):
+                engine.answer(layout, "away", ["房间"], {})
+            with pytest.raises(Passing, match="no space in "):
+                rollback._usable(champion, "away", "1", layout)
+        assert layout.receipt.exists() and package.is_sound(champion.source, expected, "away", layout)
+
+
+def test_a_server_that_refuses_is_one_clear_line_for_who_asks_a_model(mlflow_url, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with Proxy(mlflow_url) as proxy:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+        layout = Layout(root=tmp_path)
+        proxy.misbehave(ERROR)
+        for version in (None, 1):
+            with pytest.raises(rest.Unreachable, match="MLflow at .* went away or refused a call: .*Look at `lmworks status`, then ask again"):
+                engine.answer(layout, "whoever", ["房间"], {}, version)
+
+
+def test_no_server_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match="lmworks up"):
         registry.client(Layout(root=tmp_path))

@@ -29,7 +29,8 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("text", [
     f"403 for key {SECRET}!", "GET /services/T0123456789abc failed", "hunter: open-sesame-7", "AKIAIOSFODNN7EXAMPLE", "password: topsecret", "+PASSWORD=hunter2hunter2",
     '"client_secret": "abcdefgh"', "git clone https://me:p4ssw0rd@example.org/x.git", "Authorization: Bearer abcdef0123456789", "hf_abcdefghijklmnopqrstuvwxyz0123",
-    'api_key = "abcd1234abcd1234"', "-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabc\n-----END RSA PRIVATE KEY-----", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmN"])
+    'api_key = "abcd1234abcd1234"', "-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabc\n-----END RSA PRIVATE KEY-----", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmN",
+    "数据库密码: topsecret-9", "这是我的密码：topsecret", '口令＝"topsecret"', "API密钥: abcd1234abcd1234efgh", "password：topsecret", "DB_PASS=topsecret", "mysql_pwd: topsecret"])
 def test_J14_what_is_a_secret_is_masked(planted: None, text: str):
     clean = masked(text)
     assert MASK in clean and masked(clean) == clean
@@ -40,7 +41,7 @@ def test_J14_what_is_a_secret_is_masked(planted: None, text: str):
 @pytest.mark.parametrize("text", [
     "pretrain 12/120 loss 3.21 · 9,120 tok/s · 01:20 left", "tokenizer: learning 2,048 entries from 1.9 MB", "http://127.0.0.1:5311/#/models/tiny/versions/3",
     "data/tokenizer/tokenizer.json is damaged: sha256 388e4975c245a858… found", "max_new_tokens: 1000", 'eos_token: "<|endoftext|>"', "Basic understanding of tokens",
-    "房间很干净，密码: 无", "tokens = tokenizer.encode(text)", "train-zh.bin: sha256 388e4975c245a858802b5065fc1542473e647f5bae942fa3787ed51f65771d90"])
+    "房间很干净，密码: 无", "密码：请输入至少八位的密码", "令牌：每个汉字大约一个令牌（token），英文更少", "forward_pass = model.forward", "tokens = tokenizer.encode(text)", "train-zh.bin: sha256 388e4975c245a858802b5065fc1542473e647f5bae942fa3787ed51f65771d90"])
 def test_ordinary_words_stay(planted: None, text: str):
     assert masked(text) == text
 
@@ -75,6 +76,11 @@ def test_what_is_committed_stays_as_it_is():
 def test_variables_that_hold_no_secret_are_not_taken_for_one():
     held = {"TOKENIZERS_PARALLELISM": "false-or-true", "HF_TOKEN_PATH": "where-it-lies", "SSH_AUTH_SOCK": "/tmp/agent.123", "GOOGLE_APPLICATION_CREDENTIALS": "/etc/key.json", "API_TOKEN": "short"}
     assert masking.secret_values(held) == []
+
+
+def test_J14_variables_with_a_short_word_for_password_are_known():
+    held = {"DB_PASS": "open-sesame", "MYSQL_PWD": "open-sesame-2", "REDIS_AUTH": "open-sesame-3", "数据库密码": "open-sesame-4", "PWD": "where it is"}
+    assert sorted(masking.secret_values(held)) == ["open-sesame", "open-sesame-2", "open-sesame-3", "open-sesame-4"]
 
 
 def test_J14_the_uncommitted_difference_holds_no_secret(planted: None, tmp_path: Path):
