@@ -151,7 +151,7 @@ def temporary_files(layout: Layout) -> Kind:
     found += [path for folder in inside for path in sorted(folder.rglob(".*.partial"))
               if OURS.match(path.name) and not any(path.is_relative_to(other) for other in found)]
     objects = healing.objects_folder(layout)
-    found += sorted(objects.rglob("*.tmp")) if objects.is_dir() else []
+    found += sorted(objects.rglob("*.tmp")) if objects.is_dir() and not _is_shared(layout, objects) else []
     before_s = time.time() - SCRATCH_S
     reasons = {path: "left by a process that was killed" for path in found if last_touched(path) < before_s}
     return _kind(layout, "temporary files", sum(map(size_of, found)), "those younger than a day: a process may use them", reasons)
@@ -203,6 +203,11 @@ def outputs(layout: Layout) -> Kind:
     return Kind(name="data", bytes=taken, keeps="all: the outputs that dvc.lock names, packages, an imported base")
 
 
+def _is_shared(layout: Layout, folder: Path) -> bool:
+    """Whether a folder of DVC's cache lies outside this checkout, so that others may use it, too."""
+    return not folder.resolve().is_relative_to(layout.root.resolve())
+
+
 def dvc_cache(layout: Layout, wanted: bool) -> Kind:
     """What DVC's own `gc` would take: objects that neither this workspace nor any commit or experiment of git names."""
     folder = healing.objects_folder(layout).parent.parent
@@ -210,6 +215,9 @@ def dvc_cache(layout: Layout, wanted: bool) -> Kind:
                 keeps="what dvc.lock and every commit, branch, tag and experiment name" if (layout.root / ".git").exists() else "what dvc.lock names")
     if not layout.dvc_lock.exists() or not folder.is_dir():
         kind.keeps = "all: without dvc.lock nobody can say what is needed"
+        return kind
+    if _is_shared(layout, folder):
+        kind.keeps = "all: it lies outside this checkout, and others may use it (dvc gc --projects names them)"
         return kind
     told = _gc(layout, "--dry")
     for path in (Path(line) for line in GC_REMOVES.findall(told)):
@@ -231,6 +239,9 @@ def run_cache(layout: Layout, cache: Kind) -> Kind:
         return [path for path in sorted(folder.glob("*/*/*")) if path.is_file() and not _made_is_there(layout, path, going)]
 
     kind = Kind(name="DVC run cache", bytes=size_of(folder), keeps="runs whose outputs stay in the cache")
+    if _is_shared(layout, folder):
+        kind.keeps = "all: it lies outside this checkout, and others may use it"
+        return kind
     config = healing.dvc_config(layout)
     remotes = [config.get(section, "url", fallback="") for section in config.sections() if section.startswith("'remote ")]
     if any("://" in url or (layout.root / ".dvc" / url).exists() for url in remotes):  # a folder that is not there was never pushed to

@@ -194,6 +194,24 @@ def test_the_cache_keeps_what_dvc_lock_needs_and_the_unchanged_rerun_runs_nothin
     assert healing.mend(layout, "clean") and (layout.clean / "a.txt").read_text() == "made of present"
 
 
+def test_a_cache_outside_the_checkout_is_of_others_too_and_is_left_alone(tmp_path: Path):
+    layout = Layout(root=tmp_path / "检出")
+    write(layout.root / ".dvc/config", content="[core]\n    analytics = false\n[cache]\n    dir = ../../shared 缓存\n")
+    write(layout.dvc_lock, content="schema: '2.0'\nstages: {}\n")
+    objects = healing.objects_folder(layout)
+    assert objects.resolve().is_relative_to(tmp_path / "shared 缓存")
+    write(objects / "ab" / ("1" * 30))  # what another checkout's dvc.lock names
+    write(objects / "ab" / "half.tmp")
+    write(objects.parent.parent / "runs/bb/b/half", content="cmd: x\nouts:\n- path: a\n  hash: md5\n  md5: " + "c" * 32 + "\n")
+    for path in objects.rglob("*"):
+        os.utime(path, (1, 1))
+    before = {path for path in (tmp_path / "shared 缓存").rglob("*") if path.is_file()}
+    kinds = by_name(cleaning.clean(layout, older_than_days=0, cache=True))
+    assert {path for path in (tmp_path / "shared 缓存").rglob("*") if path.is_file()} == before and len(before) == 3
+    for name in ("DVC cache", "DVC run cache"):
+        assert not kinds[name].items and kinds[name].keeps.startswith("all: it lies outside this checkout")
+
+
 def test_notes_of_runs_that_bring_nothing_back_go_and_with_a_remote_all_stay(layout: Layout):
     there, away = "ab" + "1" * 30, "cd" + "2" * 30 + ".dir"
     write(layout.root / ".dvc/config", content="[core]\n    analytics = false\n")
