@@ -22,8 +22,9 @@ def set_base(layout: Layout, value: str) -> settings.Config:
     config = settings.build(flat | {"corpus.base": value}, where=layout.params.name, complete=True)
     from components.corpus import sources
 
-    sources.update(config, layout)
-    files.write_atomic(layout.params, settings.render(config))
+    with files.lock(layout.run_lock, what="lmworks run"):  # a run that goes on is of the settings that it began with
+        sources.update(config, layout)
+        files.write_atomic(layout.params, settings.render(config))
     return config
 
 

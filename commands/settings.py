@@ -73,7 +73,9 @@ def upgrade(layout: Layout) -> list[str]:
     flat = present(layout)
     defaults = settings.flatten(settings.resolve(preset_path(layout, str(flat.get("preset", "tiny")))).model_dump(mode="json"))
     added = [key for key in defaults if key not in flat]
-    files.write_atomic(layout.params, settings.render(settings.build(defaults | flat, where=layout.params.name)))
+    complete = settings.render(settings.build(defaults | flat, where=layout.params.name))
+    with files.lock(layout.run_lock, what="lmworks run"):
+        files.write_atomic(layout.params, complete)
     return added
 
 
@@ -111,8 +113,9 @@ def use(
             typer.echo(f"the imported base {base} is no longer used; to start from it again: lmworks import {base}", err=as_json)
     from components.corpus import sources
 
-    sources.update(resolved, layout)  # first: a corpus that cannot be read changes nothing; and a bare `dvc repro` reads sources.yaml
-    files.write_atomic(layout.params, settings.render(resolved))
+    with files.lock(layout.run_lock, what="lmworks run"):  # a run that goes on is of the settings that it began with
+        sources.update(resolved, layout)  # first: a corpus that cannot be read changes nothing; and a bare `dvc repro` reads sources.yaml
+        files.write_atomic(layout.params, settings.render(resolved))
     if as_json:
         typer.echo(json.dumps(resolved.model_dump(mode="json"), ensure_ascii=False))
         return

@@ -106,6 +106,7 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
     """Run the chain and write into `result` what happened. The caller holds the run's lock. Raises UserError."""
     layout = Layout()
     config = settings.load(layout.params)
+    begun = _begun(layout)
     staleness.check_dvc_yaml(layout)
     names = staleness.names(layout)
     chosen = selection(names, from_stage, to_stage)
@@ -119,6 +120,7 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
         state = sources_task(config, layout, return_state=True)
         if state.is_failed():
             raise _cause(state)
+        begun |= _begun(layout, "sources")
     naming.bring_up_to_date(layout)  # a source may have changed
     result.seconds["sources"], loading = time.monotonic() - started_s, False
     for number, name in enumerate(chosen):
@@ -127,6 +129,7 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
             # there may be nothing to release
             loading = True
             threading.Thread(target=preload, daemon=True, name="preload").start()
+        check_begun(layout, begun)
         record = tasks.run_stage(name, config)
         result.stages.append(record)
         if record.state == "failed":
@@ -139,7 +142,25 @@ def work(result: RunResult, *, from_stage: str | None, to_stage: str | None, rel
         result.verdict = unchanged(result.stages) or "Ready"
         result.message = f"{healed_in_words(result.stages)}{chosen[-1]} is {'done' if result.verdict == 'Ready' else 'as it was'}; no release was asked for"
         return
+    check_begun(layout, begun)
     release_into(result, config, layout)
+
+
+def _begun(layout: Layout, *names: str) -> dict[str, bytes | None]:
+    """{"params", "sources"}: the settings that a run is of, as they stand in their files."""
+    paths = {"params": layout.params, "sources": layout.sources}
+    return {name: paths[name].read_bytes() if paths[name].exists() else None for name in names or paths}
+
+
+def check_begun(layout: Layout, begun: dict[str, bytes | None]) -> None:
+    """Each stage reads its settings itself: those of two minds would give one model a name, gates and origins that are another's.
+
+    Raises UserError where params.yaml or sources.yaml is not what it was when the run began.
+    """
+    changed = [f"{name}.yaml" for name, before in begun.items() if before != _begun(layout, name)[name]]
+    if changed:
+        raise UserError(f"{' and '.join(changed)} changed while this run went on: its later stages would work with other settings than its earlier ones. "
+                        "What is done stays; run again: lmworks run")
 
 
 def release_into(result: RunResult, config: settings.Config, layout: Layout) -> None:

@@ -161,11 +161,14 @@ class Checkout:
 
     def task_runs(self, flow_run: dict[str, Any]) -> dict[str, tuple[str, str]]:
         """{name: (state type, state name)}; task runs arrive over a websocket, a moment later."""
+        before: set[str] = set()
         for _ in range(50):
             runs = self.api().send("/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run["id"]]}}})
-            if runs and all(run["state_type"] not in ("RUNNING", "PENDING", "SCHEDULED") for run in runs):
-                break
-            time.sleep(0.1)
+            there = {run["id"] for run in runs}
+            if runs and there == before and all(run["state_type"] not in ("RUNNING", "PENDING", "SCHEDULED") for run in runs):
+                break  # one of them may come before the others
+            before = there
+            time.sleep(0.3)
         return {run["name"]: (run["state_type"], run["state_name"]) for run in runs}
 
     def artifacts(self, flow_run_id: str) -> list[dict[str, Any]]:

@@ -16,7 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
+from commands import imports
 from components import files, spool
+from components.errors import Busy
 from components.operations import (
     addresses,
     environment,
@@ -183,6 +185,29 @@ def test_G1_two_runs_at_once_and_ctrl_c(checkout: Any):
     assert checkout.processes_in() == []
     assert checkout.last_flow_run()["state_type"] in ("CRASHED", "CANCELLED")
     assert not list(checkout.layout.unclean.glob("run-*.json")), "a clean stop leaves no marker"
+
+
+def test_G1_settings_that_change_while_a_run_goes_on_end_it_before_its_next_stage(checkout: Any):
+    """Else one model would have the name, gates and origins of another."""
+    before = checkout.layout.params.read_text()
+    for file in ("asleep", "go"):
+        (checkout.root / file).unlink(missing_ok=True)
+    checkout.wish("first", "wait for other settings")
+    running = checkout.start()
+    try:
+        checkout.wait_for((checkout.root / "asleep").exists, "the stage works")
+        with pytest.raises(Busy, match=f"is already running in this checkout .*{running.pid}"):
+            imports.set_base(checkout.layout, "none")
+        checkout.layout.params.write_text(before.replace("name: mini", "name: other"))  # an editor asks nobody
+        (checkout.root / "go").write_text("")
+        out, err = running.communicate(timeout=120)
+        told = json.loads(out)
+        assert (running.returncode, told["verdict"], err) == (2, "Failed", "") and [stage["state"] for stage in told["stages"]] == ["ran"]
+        assert told["message"].startswith("params.yaml changed while this run went on: ") and told["message"].endswith("run again: lmworks run")
+    finally:
+        checkout.layout.params.write_text(before)
+    code, told, _ = checkout.run()
+    assert (code, [stage["state"] for stage in told["stages"]][0]) == (0, "cached")
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 130)])
