@@ -35,7 +35,7 @@ LAST_LINES = 20
 # what DVC says about itself; the stage's own lines are what people came for
 NOISE = re.compile(r"^(Running stage '|> |Generating lock file|Updating lock file|Use `dvc push`|To track the changes|\s*git add |"
                    r"Stage '.*' didn't change|Data and pipelines are up to date|To enable auto staging|\s*dvc config core\.autostage|"
-                   r"ERROR: failed to reproduce '.*': failed to run: |Verifying data sources|WARNING: '.*' is empty\.$|\s*$)")
+                   r"ERROR: failed to reproduce '.*': failed to run: |Verifying data sources|WARNING: '.*' is empty\.$|Having any troubles\?|\s*$)")
 RESTORED = re.compile(r"^Stage '.*' is cached - skipping run")
 EXITED = re.compile(r"^ERROR: failed to reproduce '.*exited with (-?\d+)$")
 DISK = (*storage.FULL, errno.EROFS)  # what is true of the whole disk, whichever file it was
@@ -229,6 +229,11 @@ def _run(record: StageRecord, layout: Layout, log: Callable[[str], None]) -> tup
     return ended, told
 
 
+def _dvc_failed(ended: Ended, told: dict[str, Any]) -> bool:
+    """Whether DVC itself ended with an error, before its stage or behind it: mostly its memory or its run cache is damaged. Not by a full disk."""
+    return bool(ended.dvc_code) and not told.get("exit_code") and not ended.stage_code and not any(storage.number_in(line) for line in ended.last)
+
+
 def _heal(record: StageRecord, layout: Layout, damaged: list[str], log: Callable[[str], None]) -> bool:
     """Bring damaged outs back from the cache. Returns whether that was enough, or the stage must run again."""
     record.state, record.why = "healed", damaged
@@ -271,8 +276,10 @@ def run_stage_task(name: str) -> State:
         for reason in record.why:
             logger.info("%s runs: %s", name, reason)
         ended, told = _run(record, layout, logger.info)
-        if ended.dvc_code and not told and staleness.drop_damaged_runs(healing.objects_folder(layout).parent.parent):  # DVC failed over an entry that it never wrote
-            logger.warning("%s: a damaged entry of DVC's run cache was removed; running", name)
+        if _dvc_failed(ended, told):
+            logger.warning("%s: DVC failed, not the stage (%s). What it remembers is dropped, then it is asked once more", name, _words(ended, told))
+            staleness.drop_damaged_runs(healing.objects_folder(layout).parent.parent)
+            staleness.forget(layout)
             ended, told = _run(record, layout, logger.info)
         if ended.restored and (bad := healing.damage(layout, name)):  # DVC does not look at what its cache holds
             _heal(record, layout, bad, logger.warning)

@@ -231,6 +231,7 @@ def drop_damaged_runs(cache: Path) -> list[str]:
     dropped = [run for run in lock_file.runs(cache) if not is_whole_run(run)]
     for run in dropped:
         run.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # others are in it; DVC trips over a folder without any
-            run.parent.rmdir()
+    for folder in (cache / "runs").glob("*/*"):
+        with contextlib.suppress(OSError):  # runs are in it; DVC trips over a folder without any
+            folder.rmdir()
     return [run.name for run in dropped]

@@ -127,6 +127,27 @@ def test_D3_a_hash_in_dvcs_memory_that_is_another_runs_no_stage(checkout: Any):
     assert (code, told["verdict"]) == (0, "Nothing changed") and told["stages"][0]["why"] == []
 
 
+@pytest.mark.parametrize("damage", ["an empty entry of the run cache", "its memory of links"])
+def test_D3_D4_where_dvc_itself_fails_it_is_asked_again_without_what_it_remembers(checkout: Any, damage: str):
+    assert checkout.run()[0] == 0
+    if damage == "its memory of links":
+        (memory,) = (checkout.root / ".dvc" / "site").rglob("links/cache.db")
+        with contextlib.closing(sqlite3.connect(memory)) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        data = bytearray(memory.read_bytes())
+        data[5 * 4096] ^= 0xFF  # a page that is read only where something is written
+        memory.write_bytes(data)
+    else:  # an entry that was deleted by hand, or by a DVC that was killed before it wrote the next
+        for entry in (checkout.root / ".dvc" / "cache" / "runs").glob("*/*/*"):
+            entry.unlink()
+    checkout.layout.dvc_lock.unlink()
+    shutil.rmtree(checkout.root / "data" / "first")
+    code, told, err = checkout.run()
+    assert (code, told["verdict"], err) == (0, "Ready", ""), told["message"]
+    assert any("DVC failed, not the stage (" in line for line in checkout.logs(checkout.last_flow_run()))
+    assert checkout.run()[1]["verdict"] == "Nothing changed"
+
+
 def test_D4_a_dvc_yaml_that_was_emptied_or_cut_fails_the_run_before_a_stage_or_a_release(checkout: Any):
     assert checkout.run()[0] == 0
     path = checkout.layout.dvc_yaml
