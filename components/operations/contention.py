@@ -1,4 +1,4 @@
-"""Whether another program keeps one of our SQLite files locked, and which: a server that waits for the lock only seems slow."""
+"""What is wrong with the SQLite file of a server that does not answer: another program keeps it locked, and which; or it is damaged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from components.operations import rest
+from components.errors import Damaged, UserError
+from components.operations import databases, rest
 
 BUSY = ("locked", "busy")  # what SQLite calls it
 SERVER = re.compile(r"(mlflow|prefect)(\.server\.\S*)?$|flows\.prefect_server$")  # a word of the command line of MLflow's or Prefect's server, and of their children
@@ -35,20 +36,30 @@ def held(path: Path) -> str | None:
     return None
 
 
+def trouble(path: Path) -> UserError | None:
+    """Why a server may not have answered: its database is locked, or it was damaged under it (the server's health page knows nothing of that)."""
+    if found := held(path):
+        return rest.Unreachable(f"{found}, and was not free in time. Close that program, then run the same command again")
+    try:
+        wrong = databases.structure(path) if path.is_file() else []
+    except UserError as error:
+        return error
+    return Damaged(f"{path} is damaged: {wrong[0]}. {databases.BACK}") if wrong else None
+
+
 def advice(path: Path) -> str:
-    """What to do about it; '' where nobody holds it."""
-    found = held(path)
-    return f"{found}, and was not free in time. Close that program, then run the same command again" if found else ""
+    """`trouble` in words, with what to do; '' where there is none."""
+    return str(trouble(path) or "")
 
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """A server that did not answer in time because its database is locked: the error says so, and by whom. Raises UserError."""
+    """A server that did not answer because of its database: the error says so, and who locks it. Raises UserError."""
     try:
         yield
     except rest.Unreachable as error:
-        if words := advice(path):
-            raise rest.Unreachable(words, error.status) from error
+        if found := trouble(path):
+            raise found from error
         raise
 
 

@@ -17,7 +17,7 @@ REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "401", "403")
 def explained(layout: Layout, then: str) -> Iterator[None]:
     """MLflow's errors inside become one: what it said, and what to do: free the disk, close who locks the database, sign in, else `then`.
 
-    Raises rest.Unreachable.
+    Raises rest.Unreachable, and Damaged where the database is.
     """
     from mlflow.exceptions import MlflowException
 
@@ -25,7 +25,9 @@ def explained(layout: Layout, then: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         words = " ".join(str(error).split())[:300]
-        todo = storage.said(error, layout.mlruns) or storage.tight(layout.mlruns) or contention.advice(layout.mlflow_database)
+        todo = storage.said(error, layout.mlruns) or storage.tight(layout.mlruns)
+        if not todo and (found := contention.trouble(layout.mlflow_database)):
+            raise found from error
         if not todo and any(word in words for word in REFUSED):
             todo = f"Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) to who may do that. {then}"
         raise rest.Unreachable(f"MLflow at {registry.address(layout)} went away or refused a call: {words}. {todo or then}") from error

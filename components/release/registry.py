@@ -75,6 +75,13 @@ def client(layout: Layout) -> Any:
     return mlflow.MlflowClient(url, url)
 
 
+def _silent(layout: Layout, error: Exception) -> UserError:
+    """Why MLflow does not answer: its database, where that is locked or damaged."""
+    from components.operations import contention  # it looks into databases, which know of versions from here
+
+    return contention.trouble(layout.mlflow_database) or UserError(f"the MLflow server at {address(layout)} does not answer ({error}). Run: lmworks up")
+
+
 def registered(layout: Layout, name: str) -> dict[str, Any] | None:
     """The registered model by one plain REST call (no mlflow import): {"aliases": {alias: version}, "tags": {…}, "description"}.
 
@@ -84,7 +91,7 @@ def registered(layout: Layout, name: str) -> dict[str, Any] | None:
     try:
         answer = mlflow_rest.call(url, "GET", f"registered-models/get?{urllib.parse.urlencode({'name': name})}")
     except mlflow_rest.Unreachable as error:
-        raise UserError(f"the MLflow server at {url} does not answer ({error}). Run: lmworks up") from None
+        raise _silent(layout, error) from None
     if answer is None:
         return None
     model = answer["registered_model"]
@@ -109,7 +116,7 @@ def check_name(config: Config, layout: Layout) -> None:
     try:
         found = mlflow_rest.call(address(layout), "GET", f"experiments/get-by-name?{urllib.parse.urlencode({'experiment_name': config.name})}")
     except mlflow_rest.Unreachable as error:
-        raise UserError(f"the MLflow server at {address(layout)} does not answer ({error}). Run: lmworks up") from None
+        raise _silent(layout, error) from None
     if found and found["experiment"].get("lifecycle_stage") == "deleted":
         raise UserError(f"experiment {config.name!r} was deleted in MLflow, where its name stays taken. {ANOTHER_NAME}; "
                         f"or bring it back: MLFLOW_TRACKING_URI={address(layout)} mlflow experiments restore "
@@ -318,7 +325,7 @@ def catalogue(layout: Layout) -> list[dict[str, Any]]:
             models.append({"name": name, "corpus": model["tags"].get(CORPUS), "aliases": model["aliases"], "note": champion_gone(model) if gone else None,
                            "versions": [_version(version, model) for version in sorted(versions, key=lambda v: -int(v["version"]))]})
     except mlflow_rest.Unreachable as error:
-        raise UserError(f"the MLflow server at {url} does not answer ({error}). Run: lmworks up") from None
+        raise _silent(layout, error) from None
     return models
 
 

@@ -19,6 +19,7 @@ from components.errors import Damaged, UserError
 from components.layout import ROOT, Layout
 from components.operations import databases, migrations, processes, rest, services
 from components.operations.processes import MLFLOW, PREFECT, Service
+from components.release import calls, registry
 
 pytestmark = pytest.mark.code
 TABLES = {MLFLOW.name: "runs", PREFECT.name: "flow_run"}
@@ -268,6 +269,33 @@ def test_E5_the_first_start_killed_at_any_moment_can_be_done_again(layout: Layou
     for service in (MLFLOW, PREFECT):
         assert databases.integrity(migrations.database(layout, service)) == []
         assert migrations.stamps(migrations.database(layout, service)) is None or migrations.wrong_with(layout, service) is None
+
+
+@pytest.mark.parametrize("how", ["half", "page"])
+def test_D4_a_database_that_is_damaged_under_its_running_server_is_named_whoever_asks(layout: Layout, how: str):
+    """The server's health page knows nothing of it: `lmworks up` would find all in order, and the next run would fail again."""
+    services.ensure(layout, prefect=False)
+    try:
+        client = registry.client(layout)
+        client.create_registered_model("名")
+        with contextlib.closing(sqlite3.connect(layout.mlflow_database)) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        data = bytearray(layout.mlflow_database.read_bytes())
+        if how == "page":
+            for page in range(1, len(data) // 4096):
+                data[page * 4096] ^= 0xFF
+        layout.mlflow_database.write_bytes(data[:len(data) // 2] if how == "half" else data)
+        assert rest.healthy(f"{registry.address(layout)}/health")
+        wrong = "mlflow.db is damaged: .*Bring the databases back from a backup: lmworks restore PATH --databases"
+        with pytest.raises(Damaged, match=wrong):
+            registry.registered(layout, "名")
+        with pytest.raises(Damaged, match=wrong):
+            registry.catalogue(layout)
+        if how == "half":  # the server still has what it changed last in memory
+            with pytest.raises(Damaged, match=wrong), calls.explained(layout, "-"):
+                client.create_registered_model("name")
+    finally:
+        services.down(layout, force=True)
 
 
 @pytest.mark.slow
