@@ -178,16 +178,19 @@ def render_dvc_yaml(root: Path = ROOT) -> str:
 # --- the runner ----------------------------------------------------------------------------------
 
 def die_with_parent() -> None:
-    """Linux: this process gets SIGTERM when its parent dies, so that no orphan writes on."""
+    """Linux: this process gets SIGTERM when its parent dies, so that no orphan writes on. Whose run died before it came here ends at once."""
     import ctypes
     import signal
+
+    from components.operations import liveness
 
     parent = os.getppid()
     try:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
     except (OSError, AttributeError):
         return  # not Linux
-    if os.getppid() != parent:
+    pid, _, mark = os.environ.get(liveness.RUN, "").partition(":")
+    if os.getppid() != parent or pid and liveness.process_of({"pid": pid, "started": mark}) is None:
         sys.exit(143)
 
 

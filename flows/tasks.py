@@ -25,7 +25,7 @@ from components import config as settings
 from components import files, masking, storage, tracking
 from components.errors import UserError
 from components.layout import Layout
-from components.operations import addresses, environment, healing, lock_file, recorded, staleness
+from components.operations import addresses, environment, healing, liveness, lock_file, recorded, staleness
 from flows import naming
 from flows.records import StageRecord, in_words
 
@@ -131,6 +131,7 @@ def run_child(layout: Layout, name: str, log: Callable[[str], None]) -> Ended:
     """
     ended, logged_s = Ended(), 0.0
     env = {key: value for key, value in environment.child(layout).items() if key not in addresses.SECRETS} | naming.told_to_stages(layout)
+    env[liveness.RUN] = f"{os.getpid()}:{liveness.started(os.getpid())}"
     child = subprocess.Popen(command(layout, name), cwd=layout.root, env=env, stdin=subprocess.DEVNULL,
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
                              process_group=0, preexec_fn=_die_with_parent)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import psutil
 
+RUN = "LMWORKS_RUN"  # PID:MARK of the run that a stage works for
+
 
 def started(pid: int) -> str:
     """A mark that this process shares with no other. Raises psutil.NoSuchProcess."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from components.layout import ROOT
+from components.operations import liveness
 
 STAGE = """
 import pathlib, sys, time
@@ -71,3 +72,19 @@ def test_C8_C9_and_the_end_of_the_thread_that_started_it(tmp_path: Path, parent:
     (tmp_path / "leave").write_text("")
     until((tmp_path / "saved").exists, "the second signal ended it before its work was saved")
     assert parent.poll() is None
+
+
+@pytest.mark.parametrize("run_lives", [True, False])
+def test_C9_a_stage_whose_run_was_killed_while_it_started_does_not_begin(tmp_path: Path, run_lives: bool):
+    """Its parent, DVC, may be gone by then, too: what it asks for the parent's death is of init."""
+    run = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    mark = liveness.started(run.pid)
+    if not run_lives:
+        run.kill()  # and not waited for: a zombie is dead
+    begin = "import pathlib; from components.chain import die_with_parent; die_with_parent(); pathlib.Path('begun').touch()"
+    try:
+        done = subprocess.run([sys.executable, "-c", begin], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), liveness.RUN: f"{run.pid}:{mark}"})
+    finally:
+        run.kill()
+        run.wait()
+    assert (done.returncode, (tmp_path / "begun").exists()) == ((0, True) if run_lives else (143, False))
