@@ -1,6 +1,6 @@
 """A spooled training run on disk, and how it reaches the MLflow server.
 
-A folder of .lmworks/spool/ holds `run.json` (what the run is), `events.jsonl` (points, tags, states, each with its own time) and
+A folder of .lmworks/spool/ holds `run.json` (what the run is; twice, as nothing else could say so), `events.jsonl` (points, tags, states, each with its own time) and
 `sent.json` (how far the server has them). Sending twice is harmless: MLflow's key is run, metric, timestamp, step and value. Logging a step
 twice is not (the second has another timestamp), so sent.json also says which was the last: an events.jsonl that was cut does not.
 """
@@ -21,6 +21,7 @@ from components import failpoints, files
 from components.errors import UserError
 from components.mlflow_rest import Gone, Refused, Unreachable, call
 
+ABOUT = ("run.json", "run.copy.json")
 METRICS_A_BATCH = 900  # MLflow takes 1,000 metrics in one log-batch
 AXES = ("step", "sample")  # a point lies on one of them: of the training, of the machine
 LAST_EVENT_BYTES = 2**16  # more than any one event has
@@ -67,12 +68,23 @@ def cut_torn_end(folder: Path) -> None:
         files.write_sealed(folder / "sent.json", note)
 
 
+def folders(spool: Path) -> list[Path]:
+    """The spooled runs below .lmworks/spool."""
+    return sorted({path.parent for name in ABOUT for path in spool.glob(f"*/{name}")})
+
+
+def write_about(folder: Path, run: dict[str, Any]) -> None:
+    """What the run is, into both of its files."""
+    for name in reversed(ABOUT):
+        files.write_sealed(folder / name, run)
+
+
 def about(folder: Path) -> dict[str, Any] | None:
-    """run.json; None if there is none that can be read."""
-    try:
-        return files.read_sealed(folder / "run.json")
-    except (OSError, UserError):
-        return None
+    """What the run is, from whichever of its two files is whole; None if neither is."""
+    for name in ABOUT:
+        with contextlib.suppress(OSError, UserError):
+            return files.read_sealed(folder / name)
+    return None
 
 
 def sent(folder: Path) -> dict[str, Any]:
@@ -104,7 +116,7 @@ def send(folder: Path, url: str, *, keep: bool = False) -> None:
     Raises Unreachable (nothing is lost: the next call goes on), Busy when another process sends it.
     """
     with files.lock(folder / ".lock", what="sending this run"):
-        run = files.read_sealed(folder / "run.json")
+        run = about(folder) or files.read_sealed(folder / ABOUT[0])  # the second says what is wrong
         try:
             try:
                 _send_new(folder, url, run)

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from components import failpoints, files, markdown, masking, provenance, spool
+from components import failpoints, markdown, masking, provenance, spool
 from components.config import Config
 from components.errors import UserError
 from components.layout import Layout
@@ -183,12 +183,12 @@ def _may_go_on(layout: Layout) -> bool:
 
 
 def _take_up(folder: Path, goes_on: bool) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """(run.json, events) of the run that a killed life left in `folder`; (None, []) where a new one begins."""
+    """(what it is, events) of the run that a killed life left in `folder`; (None, []) where a new one begins."""
     if not folder.exists():
         return None, []
     events, about = list(spool.events(folder)), spool.about(folder)
     if about is None or (_last_status(events) == "FINISHED" and not goes_on):
-        # a forced run of the same KEY is another run, one that was killed after its end is not; one whose run.json was damaged cannot go on
+        # a forced run of the same KEY is another run, one that was killed after its end is not; one that cannot say what it is cannot go on
         folder.rename(folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}"))
         return None, []
     spool.cut_torn_end(folder)
@@ -217,7 +217,7 @@ def open_run(config: Config, layout: Layout, *, stage: str, parameters: int, lan
         changes = {ERROR: None, **provenance.prefect_tags()}
         about["tags"] = {name: value for name, value in (about["tags"] | changes).items() if value is not None}
     changes[spool.NOTE] = about["tags"][spool.NOTE] = description(about, "RUNNING")
-    files.write_sealed(folder / "run.json", {**about, "process": {**liveness.entry(os.getpid()), "host": socket.gethostname()}})
+    spool.write_about(folder, {**about, "process": {**liveness.entry(os.getpid()), "host": socket.gethostname()}})
     run = Run(folder, layout, about, earlier)
     run._append({"status": "RUNNING", "tags": changes})
     return run
@@ -241,10 +241,6 @@ def tracked(config: Config, layout: Layout, *, stage: str, parameters: int, lang
 
 # --- runs of other processes ---------------------------------------------------------------------
 
-def _folders(layout: Layout) -> list[Path]:
-    return sorted(path.parent for path in layout.spool.glob("*/run.json"))
-
-
 def _work_of(folder: Path, layout: Layout) -> Path | None:
     """The work folder of a spooled run's training; None where its run.json cannot be read."""
     tags = (spool.about(folder) or {}).get("tags", {})
@@ -253,14 +249,14 @@ def _work_of(folder: Path, layout: Layout) -> Path | None:
 
 def unsent(layout: Layout) -> int:
     """How many spooled runs hold points that no server has yet."""
-    paths = [folder / "events.jsonl" for folder in _folders(layout)]
+    paths = [folder / "events.jsonl" for folder in spool.folders(layout.spool)]
     return sum(1 for path in paths if path.exists() and path.stat().st_size > spool.sent(path.parent)["offset"])
 
 
 def drain(layout: Layout) -> int:
     """Send every spooled run to the server. Returns how many still hold unsent points."""
     url = server_url(layout)
-    for folder in _folders(layout) if url else []:
+    for folder in spool.folders(layout.spool) if url else []:
         with contextlib.suppress(*spool.NOT_NOW):
             spool.send(folder, url, keep=_may_go_on(replace(layout, work=_work_of(folder, layout))))
     return unsent(layout)
@@ -271,7 +267,7 @@ def close_dead(layout: Layout) -> list[str]:
     from components.operations import liveness
 
     closed = []
-    for folder in _folders(layout):
+    for folder in spool.folders(layout.spool):
         about = spool.about(folder)
         if about is None or _last_status(list(spool.events(folder))) != "RUNNING":  # damaged: nobody can say whose points these are
             continue

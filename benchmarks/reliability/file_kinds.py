@@ -92,10 +92,20 @@ def of_records(layout: Layout) -> list[Kind]:
             *of_spool(layout)]
 
 
+def _taken_up(folder: Path, about: dict[str, Any]) -> str:
+    """As a training does that goes on with this run: it reads one of the two files, and writes both."""
+    before = [path.read_bytes() if path.exists() else b"" for path in (folder / name for name in spool.ABOUT)]
+    found = spool.about(folder)
+    if found != about:
+        return REFUSED if found is None else MISSED
+    spool.write_about(folder, found)
+    return AS_WRITTEN if before == [(folder / name).read_bytes() for name in spool.ABOUT] else HEALED
+
+
 def of_spool(layout: Layout) -> list[Kind]:
     """A training run that waits for a server."""
     folder = layout.spool / "pretrain-k-tiny"
-    files.write_sealed(folder / "run.json", {"uuid": "0b5c", "experiment": "tiny", "name": "pretrain tiny", "tags": {}, "params": {"seed": "1"}})
+    spool.write_about(folder, {"uuid": "0b5c", "experiment": "tiny", "name": "pretrain tiny", "tags": {}, "params": {"seed": "1"}})
     files.write_sealed(folder / "sent.json", {"offset": 100, "run_id": "r", "refused": 0})
     written = [{"t": 1_700_000_000_000 + step, "step": step, "metrics": {"train/loss": 5 / step, "val/loss": 6 / step}} for step in range(1, 60)]
     (folder / "events.jsonl").write_bytes(b"".join(spool.line_of(event) for event in written))
@@ -107,9 +117,9 @@ def of_spool(layout: Layout) -> list[Kind]:
             return MISSED
         return AS_WRITTEN if found == written and not spool.damaged_lines(folder) else REFUSED
 
-    about, note = spool.about(folder), spool.sent(folder)
-    return [Kind(name="spool: run.json", files=lambda: [folder / "run.json"], share=0.5,
-                 use=lambda _path: AS_WRITTEN if (found := spool.about(folder)) == about else REFUSED if found is None else MISSED),
+    note, about = spool.sent(folder), files.read_sealed(folder / spool.ABOUT[0])
+    return [Kind(name="spool: run.json", files=lambda: [folder / name for name in spool.ABOUT], share=0.5,
+                 use=lambda _path: _taken_up(folder, about)),
             Kind(name="spool: sent.json", files=lambda: [folder / "sent.json"], share=0.5,
                  use=lambda _path: AS_WRITTEN if (found := spool.sent(folder)) == note else REFUSED if found["run_id"] is None else MISSED),
             Kind(name="spool: events.jsonl", files=lambda: [folder / "events.jsonl"], use=points)]

@@ -272,7 +272,8 @@ def _records(layout: Layout) -> Iterator[Check]:
 
 def _json(layout: Layout, path: Path) -> Iterator[Problem]:
     where = path.relative_to(layout.root).as_posix()
-    todo = ("the training goes on, its run in MLflow lacks these points: delete the folder" if path.name == "run.json"
+    todo = ("nothing: its copy beside it is read, and the training writes both anew" if path.name in spool.ABOUT and spool.about(path.parent)
+            else "the training goes on, its run in MLflow lacks these points: delete the folder" if path.name in spool.ABOUT
             else "lmworks run writes it anew" if path in (layout.receipt, layout.stat_cache)
             else "lmworks up asks the servers that run and writes it anew" if path == layout.services else "delete it: what needs it writes it anew")
     try:

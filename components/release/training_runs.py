@@ -5,7 +5,7 @@ from __future__ import annotations
 import urllib.parse
 from typing import Any
 
-from components import files, mlflow_rest, spool
+from components import mlflow_rest, spool
 from components.errors import UserError
 from components.layout import Layout
 from components.release.registry import VERDICT, WEIGHTS, versions_of
@@ -72,12 +72,12 @@ def spooled(layout: Layout) -> list[dict[str, Any]]:
     from components.operations import liveness
 
     known = []
-    for path in layout.spool.glob("*/run.json"):
+    for folder in spool.folders(layout.spool):
         try:
-            about = files.read_sealed(path)
+            about = spool.about(folder) or {}
             run = {"name": about["name"], "experiment": about["experiment"], "stage": about["tags"][STAGE], "started_s": about["started_ms"] / 1000,
                    "in_training": liveness.process_of(about["process"]) is not None}
-            unsent = (path.parent / "events.jsonl").stat().st_size > spool.sent(path.parent)["offset"]
+            unsent = (folder / "events.jsonl").stat().st_size > spool.sent(folder)["offset"]
         except (OSError, UserError, KeyError, TypeError):
             continue  # a damaged spool cannot say what it is
         if unsent or run["in_training"]:

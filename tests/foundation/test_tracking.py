@@ -58,7 +58,7 @@ def test_C15_a_dead_life_is_closed_and_a_resume_opens_the_same_run(tmp_path: Pat
     assert tracking.close_dead(layout) == []  # this very process is alive
     about = files.read_sealed(run.folder / "run.json")
     about["process"]["started"] = "another boot-1"  # another process had this pid
-    files.write_sealed(run.folder / "run.json", about)
+    spool.write_about(run.folder, about)
     assert tracking.close_dead(layout) == ["pretrain tiny 13.9M zh+en seed 1"]
     tracking.drain(layout)
     assert [r["status"] for r in server.runs.values()] == ["KILLED"]
@@ -113,11 +113,29 @@ def test_a_damaged_line_is_a_lost_point_and_a_damaged_note_sends_again(tmp_path:
     server.down = False
     assert tracking.unsent(layout) == 1 and tracking.drain(layout) == 0
     assert sorted(server.points) == [("train/loss", s, float(s)) for s in range(2)]
-    (run.folder / "run.json").write_text("{")
+    for name in spool.ABOUT:
+        (run.folder / name).write_text("{")
     assert tracking.close_dead(layout) == [] and tracking.drain(layout) == 0
     again = open_run(layout)  # training goes on, in a run of its own
     again.finish("FINISHED")
     assert len(server.runs) == 2
+
+
+@pytest.mark.parametrize("name", spool.ABOUT)
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_D3_a_damaged_run_json_begins_no_second_run(tmp_path: Path, server: Server, name: str, damage: str):
+    layout = layout_of(tmp_path)
+    run = open_run(layout)
+    run.log(0, {"train/loss": 0.0})
+    killed(run)
+    assert tracking.drain(layout) == 0 and len(server.runs) == 1
+    whole = (run.folder / name).read_text()
+    (run.folder / name).write_text(whole.replace("tiny", "tinx")) if damage == "flipped" else (run.folder / name).unlink()
+    again = open_run(layout)
+    again.log(1, {"train/loss": 1.0})
+    again.finish("FINISHED")
+    assert tracking.drain(layout) == 0 and len(server.runs) == 1
+    assert sorted(server.points) == [("train/loss", s, float(s)) for s in range(2)]
 
 
 def test_F1_a_long_spool_goes_on_where_the_server_went_away(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch):

@@ -129,7 +129,7 @@ def test_D4_a_spool_that_is_cut_under_its_training_or_after_its_death_is_still_s
     events.write_bytes(spool.line_of({"t": 1, "status": "RUNNING"}))  # shorter again
     about = files.read_sealed(run.folder / "run.json")
     about["process"]["started"] = "another boot-1"  # another process had this pid
-    files.write_sealed(run.folder / "run.json", about)
+    spool.write_about(run.folder, about)
     assert tracking.close_dead(layout) and tracking.drain(layout) == 0
     assert curve_of(mlflow_url, "cut-alive") == ("KILLED", [(n, n / 8) for n in range(21)])
 
