@@ -24,6 +24,7 @@ from components.operations.processes import (
     free,
     last_lines,
     listens,
+    living,
     log_path,
     log_since,
     log_size,
@@ -203,10 +204,14 @@ def _start_missing(layout: Layout, wanted: list[Service], worker: bool, ports: d
         if not outside(service, layout) and process_of(entry, layout) is None:
             end_orphans(layout, entry)
             missing.append(service)
+    names = [service.name for service in missing] + (["worker"] if worker and process_of(read(layout).get("worker"), layout) is None else [])
+    for name, unknown in living(layout).items() if names else []:
+        if name in names:  # its starter was killed before it could write it down
+            stop_tree(unknown.pid)
     if missing:
         say(f"starting {' and '.join(service.name for service in missing)} …")
         _start_servers(layout, missing, ports, say)
-    if worker and process_of(read(layout).get("worker"), layout) is None:
+    if "worker" in names:
         say("starting the worker …")
         _start_worker(layout)
 

@@ -304,6 +304,16 @@ def test_C9_a_server_whose_starter_was_killed_is_waited_for(checkout: Any):
 
 
 @pytest.mark.slow
+def test_C9_a_server_whose_starter_was_killed_before_it_wrote_it_down_is_ended(checkout: Any):
+    services.ensure(checkout.layout)
+    unknown = services.process_of(services.read(checkout.layout)["mlflow"], checkout.layout)
+    assert unknown is not None
+    services.record(checkout.layout, "mlflow", None)  # the entry of a start that a kill came before
+    services.ensure(checkout.layout)
+    known = services.read(checkout.layout)["mlflow"]["pid"]
+    assert known != unknown.pid and not unknown.is_running() and processes.living(checkout.layout)["mlflow"].pid == known
+
+
 def test_C9_what_a_killed_mlflow_server_leaves_behind_is_ended_by_the_next_start(checkout: Any):
     """Its own process waits for one below it, which would go on with the port and the database."""
     server = psutil.Process(services.read(checkout.layout)["mlflow"]["pid"])
