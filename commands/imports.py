@@ -17,14 +17,13 @@ REGISTERED = "models:/"
 
 
 def set_base(layout: Layout, value: str) -> settings.Config:
-    """Write corpus.base into params.yaml; everything else stays. Raises UserError, and then nothing is written."""
+    """Write corpus.base into params.yaml; everything else stays. For who holds the run's lock. Raises UserError, and then nothing is written."""
     flat = settings.flatten(settings.load(layout.params).model_dump(mode="json"))
     config = settings.build(flat | {"corpus.base": value}, where=layout.params.name, complete=True)
     from components.corpus import sources
 
-    with files.lock(layout.run_lock, what="lmworks run"):  # a run that goes on is of the settings that it began with
-        sources.update(config, layout)
-        files.write_atomic(layout.params, settings.render(config))
+    sources.update(config, layout)
+    files.write_atomic(layout.params, settings.render(config))
     return config
 
 
@@ -65,17 +64,18 @@ def import_model(
     Examples:  lmworks import ./Qwen3-0.6B  ·  lmworks import models:/tiny@champion  ·  lmworks import none
     """
     layout = Layout()
-    before = settings.load(layout.params)
-    if source == "none":
-        set_base(layout, "none")
-        typer.echo(json.dumps({"base": "none"}) if as_json else "params.yaml: corpus.base = none; the next run pretrains. Next: lmworks run")
-        return
-    name, facts = bring_in(source, layout)
-    context = facts["context"]
-    if context and before.finetuning.max_row_tokens > context:
-        raise UserError(f"{source} reads at most {context} tokens, finetuning.max_row_tokens is {before.finetuning.max_row_tokens}. "
-                        f"Run: lmworks use {before.preset} --set finetuning.max_row_tokens={context}, then import again")
-    set_base(layout, name)
+    with files.lock(layout.run_lock, what="lmworks run"):  # a run that goes on is of the settings that it began with
+        before = settings.load(layout.params)
+        if source == "none":
+            set_base(layout, "none")
+            typer.echo(json.dumps({"base": "none"}) if as_json else "params.yaml: corpus.base = none; the next run pretrains. Next: lmworks run")
+            return
+        name, facts = bring_in(source, layout)
+        context = facts["context"]
+        if context and before.finetuning.max_row_tokens > context:
+            raise UserError(f"{source} reads at most {context} tokens, finetuning.max_row_tokens is {before.finetuning.max_row_tokens}. "
+                            f"Run: lmworks use {before.preset} --set finetuning.max_row_tokens={context}, then import again")
+        set_base(layout, name)
     if as_json:
         typer.echo(json.dumps({"base": name, **facts}, ensure_ascii=False))
         return

@@ -107,15 +107,16 @@ def use(
     if name is not None:
         overrides["name"] = name
     resolved = settings.resolve(preset_path(layout, preset), overrides | parse_set(assign or []))
+    base = "none"
     with contextlib.suppress(UserError):  # one that cannot be read is what this command mends
         base = present(layout).get("corpus.base", "none")
-        if base != "none" and resolved.corpus.base == "none":
-            typer.echo(f"the imported base {base} is no longer used; to start from it again: lmworks import {base}", err=as_json)
     from components.corpus import sources
 
     with files.lock(layout.run_lock, what="lmworks run"):  # a run that goes on is of the settings that it began with
         sources.update(resolved, layout)  # first: a corpus that cannot be read changes nothing; and a bare `dvc repro` reads sources.yaml
         files.write_atomic(layout.params, settings.render(resolved))
+    if base != "none" and resolved.corpus.base == "none":
+        typer.echo(f"the imported base {base} is no longer used; to start from it again: lmworks import {base}", err=as_json)
     if as_json:
         typer.echo(json.dumps(resolved.model_dump(mode="json"), ensure_ascii=False))
         return

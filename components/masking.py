@@ -19,7 +19,7 @@ MASK = "********"
 MIN_CHARS = 8  # a shorter value is masked nowhere: it would take ordinary words with it
 
 SECRET_NAME = re.compile(r"secret|token|passw|api_?key|access_?key|private_?key|credential|auth_string|authorization|webhook|ping_url|passphrase|_key$|_dsn$|_pass$|_pwd$|_auth$|密码|口令|密钥|令牌", re.I)
-NO_SECRET_NAME = re.compile(r"_(file|path|dir|sock|enabled|parallelism)$", re.I)
+NO_SECRET_NAME = re.compile(r"_(file|path|dir|sock|enabled|parallelism)$|^mlflow_tracking_auth$", re.I)  # the last names a plugin
 
 _SHAPES = [
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
@@ -34,12 +34,14 @@ IN_ADDRESS = re.compile(r"(?<=://)[^\s/@:'\"]*:[^\s/@'\"]+(?=@)")  # user:passwo
 AUTHORISATION = re.compile(r"\b((?:Basic|Bearer)\s+)(?=\S*[\d=])[A-Za-z0-9+/=._~-]{12,}")
 # `password = "…"`, `AWS_SECRET_ACCESS_KEY=…`, `"api_key": "…"`; of a token or a key only what mixes letters and digits, as code is full of these
 # words. A name is read once, whole (`++`): to begin again at each of its characters would take hours for a line of a megabyte
-NAME = re.compile(r"""(?<![\w.-])([\w.-]++)["']?[ \t]*+[:=：＝][ \t]*+""")
+NAME = re.compile(r"""(?<![\w.-])([\w.-]++)["']?[ \t]*+([:=：＝])[ \t]*+""")
 # forward_pass is no password, DB_PASS is one
 PASSWORD_NAME = re.compile(r"passw(?:or)?d|passphrase|secret|_pwd$|(?-i:_PASS$)|(?:db|user|root|admin|smtp|mail|sql|redis|postgres)_pass$", re.I)
 PASSWORD = re.compile(r"""(["']?)([^\s"'#,;()\[\]{}]{8,})\1""")
-CHINESE_NAME, WITHOUT_HAN = re.compile(r"密码|口令"), re.compile(r"""(["'“]?)([!#-&(-~]{8,})""")  # what follows in Chinese is a sentence
-KEY_NAME, NO_KEY_NAME = re.compile(r"token|api_?key|access_?key|private_?key|credential|密钥|令牌", re.I), re.compile(r"sha256|md5|digest", re.I)
+KEY_NAME, NO_KEY_NAME = re.compile(r"token|api_?key|access_?key|private_?key|credential", re.I), re.compile(r"sha256|md5|digest", re.I)
+# in Chinese a sentence may follow, an address or a file: of those names, and behind a Chinese sign, only what mixes letters and digits and has no Han
+CHINESE_PASSWORD, CHINESE_KEY = re.compile(r"密码|口令"), re.compile(r"密钥|令牌")
+MIXED, LONG_MIXED = (re.compile(rf"""(["'“]?)(?![./]|\w+://)(?=[!-~]{{0,63}}\d)(?=[!-~]{{0,63}}[A-Za-z])([!#-&(-~]{{{least},}})""") for least in (8, 16))
 KEY = re.compile(r"""(["']?)((?=[^\s"']{0,63}\d)(?=[^\s"']{0,63}[A-Za-z])[^\s"'#,;()\[\]{}<>|]{16,})\1""")
 
 
@@ -68,11 +70,21 @@ def masked(text: str) -> str:
     return _without_assigned(AUTHORISATION.sub(rf"\1{MASK}", IN_ADDRESS.sub(MASK, SHAPES.sub(MASK, text))))
 
 
+def _secret_of(name: str, sign: str) -> re.Pattern[str] | None:
+    """What a value must look like to be a secret behind this name and sign; None where none is expected."""
+    password, key = PASSWORD_NAME.search(name), KEY_NAME.search(name) and not NO_KEY_NAME.search(name)
+    if CHINESE_PASSWORD.search(name) or password and sign in "：＝":
+        return MIXED
+    if CHINESE_KEY.search(name) or key and sign in "：＝":
+        return LONG_MIXED
+    return PASSWORD if password else KEY if key else None
+
+
 def _without_assigned(text: str) -> str:
     """The text without the values of what is named like a secret. A value may hold a name of its own: `set=password=…`."""
     parts, done = [], 0
     for name in NAME.finditer(text):
-        secret = WITHOUT_HAN if CHINESE_NAME.search(name[1]) else PASSWORD if PASSWORD_NAME.search(name[1]) else KEY if KEY_NAME.search(name[1]) and not NO_KEY_NAME.search(name[1]) else None
+        secret = _secret_of(name[1], name[2])
         if name.start() >= done and secret and (value := secret.match(text, name.end())):
             parts += [text[done:value.start(2)], MASK]
             done = value.end(2)

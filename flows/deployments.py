@@ -36,7 +36,7 @@ def start(layout: Layout, say: Callable[[str], None] = services.quiet) -> list[s
     environment.apply(layout, PREFECT_API_URL=f"{url}/api")
     api = rest.Prefect(f"{url}/api", timeout_s=WAIT_S)
     # one `lmworks up` after the other: of two that find nothing, both would make it
-    with files.lock(layout.deployments_lock, what="lmworks up", wait_s=services.START_S), contention.named(layout.prefect_database):
+    with files.lock(layout.deployments_lock, what="lmworks up", wait_s=services.START_S), contention.named(layout, processes.PREFECT):
         done = _register_all(api, layout, webhook)
     services.ensure(layout, prefect=True, mlflow=False, worker=True, say=say)
     return done + _worker_pings(layout, ping)

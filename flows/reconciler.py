@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from components.layout import Layout
 from components.operations import contention, processes, rest, services, unclean
 
 ORPHAN_WAIT_S = 30
-SETTLED_S = 10  # with its process ended, the last events of a flow run arrive within this, or never will
+SETTLED_S = 60  # after the end of a flow run its last events have arrived, or never will
+RESTARTED_S = 10  # so long they are waited for where Prefect's server was started anew meanwhile, and what was on its way is lost
 DATABASE_WAIT_S = 45  # another program may hold Prefect's database for a while: its server waits for a minute
 OPEN = ["RUNNING", "PENDING", "CANCELLING"]
 OURS = re.compile(r"^\..+\.(\d+)\.partial$")  # components.files.write_atomic: .NAME.PID.partial
@@ -54,15 +56,16 @@ def settle(layout: Layout) -> list[str]:
 
 def _close_lost_tasks(layout: Layout) -> list[str]:
     """Tasks that Prefect takes for running though their flow run has ended. The last state of a task is an event on its way to the server,
-    and goes with a server that is killed just then (F2): what does not arrive within SETTLED_S gets the state of its flow run."""
+    and goes with a server that is killed just then (F2): such a task gets the state of its flow run. One that is only late is left alone."""
     url = services.address(layout, processes.PREFECT)
-    if not url or services.outside(processes.PREFECT, layout):
+    server = services.process_of(services.read(layout).get(processes.PREFECT.name), layout)
+    if not url or server is None:
         return []
-    api, done, deadline = rest.Prefect(f"{url}/api"), [], time.monotonic() + SETTLED_S
+    api, done, deadline = rest.Prefect(f"{url}/api"), [], time.monotonic() + RESTARTED_S
     try:
-        while (lost := _lost_tasks(api)) and time.monotonic() < deadline:
+        while (lost := _lost_tasks(api, server.create_time())) and any(fresh for *_, fresh in lost) and time.monotonic() < deadline:
             time.sleep(0.5)
-        for kind, run in lost:
+        for kind, run, _ in lost:
             api.close("task_runs", run["id"], state=kind, message="its last state was lost while Prefect's server was away; closed by the next start")
             done.append(f"Prefect: task run {run['name']!r} was left {run['state_name']} by a run that has ended; it is {kind.title()} now")
     except rest.Unreachable:
@@ -70,11 +73,20 @@ def _close_lost_tasks(layout: Layout) -> list[str]:
     return done
 
 
-def _lost_tasks(api: rest.Prefect) -> list[tuple[str, dict[str, Any]]]:
-    """(the state that it should have, a task run that is open though its flow run is not)."""
-    return [(kind, run) for kind, others in (("COMPLETED", []), ("CRASHED", ["FAILED", "CANCELLED"]))
-            for run in api.send("/task_runs/filter", {"flow_runs": {"state": {"type": {"any_": [kind, *others]}}},
-                                                      "task_runs": {"state": {"type": {"any_": OPEN}}}, "limit": 200})]
+def _lost_tasks(api: rest.Prefect, server_began_s: float) -> list[tuple[str, dict[str, Any], bool]]:
+    """(the state that it should have, a task run that is open though its flow run is not, whether that ended only now). Of flow runs that ended
+    a while ago, and of tasks whose state is of before the server began."""
+    now, found = datetime.now(UTC), []
+    for kind, others in (("COMPLETED", []), ("CRASHED", ["FAILED", "CANCELLED"])):
+        ended = {"state": {"type": {"any_": [kind, *others]}}}
+        tasks = api.send("/task_runs/filter", {"flow_runs": ended, "task_runs": {"state": {"type": {"any_": OPEN}}}, "limit": 200})
+        flows = api.send("/flow_runs/filter", {"flow_runs": {"id": {"any_": sorted({task["flow_run_id"] for task in tasks})}}, "limit": 200}) if tasks else []
+        ends = {flow["id"]: datetime.fromisoformat(flow["end_time"] or flow["state"]["timestamp"]) for flow in flows}
+        for task in tasks:
+            fresh = (now - ends[task["flow_run_id"]]).total_seconds() < SETTLED_S
+            if not fresh or datetime.fromisoformat(task["state"]["timestamp"]).timestamp() < server_began_s:
+                found.append((kind, task, fresh))
+    return found
 
 
 def _close_prefect(layout: Layout, markers: list[dict[str, Any]]) -> list[str]:
@@ -86,7 +98,7 @@ def _close_prefect(layout: Layout, markers: list[dict[str, Any]]) -> list[str]:
     if not url or not markers:
         return []
     api = rest.Prefect(f"{url}/api", timeout_s=DATABASE_WAIT_S)
-    with contention.named(layout.prefect_database):
+    with contention.named(layout, processes.PREFECT):
         named = [marker for marker in markers if marker.get("flow_run_id")]
         unnamed = len(named) < len(markers) and not services.outside(processes.PREFECT, layout)
         return [line for marker in [*named, *(_unnamed(api) if unnamed else [])] for line in _close_flow_run(api, marker)]

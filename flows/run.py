@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from components import files, storage
 from components.errors import UserError
 from components.layout import Layout
-from components.operations import contention, environment, services, unclean
+from components.operations import contention, environment, processes, services, unclean
 from flows.records import RunResult
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def deliver() -> None:
 def not_reported(result: RunResult, error: Exception, layout: Layout) -> None:
     """The flow could not end in Prefect. What the stages and the release did stands; the next start tells Prefect (F3)."""
     finished = result.exit_code == 0
-    why = (contention.advice(layout.prefect_database) or
+    why = (contention.advice(layout, processes.PREFECT) or
            f"Prefect's server went away or refused a call ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
     if full := storage.tight(layout.root):
         why = f"{why}; {full}"

@@ -73,6 +73,7 @@ def snapshot(source: Path, target: Path) -> None:
 def integrity(path: Path) -> list[str]:
     """What is wrong with the structure of a database, and with its texts; [] where it is whole. Raises UserError and Damaged."""
     with opened(path) as database:
+        database.execute("BEGIN")  # so that its server writes nothing while its parts are compared
         found = [str(row[0]) for row in database.execute("PRAGMA integrity_check")]
         return [*cut_short(path), *(_texts(database) if found == ["ok"] else found)]
 
@@ -98,10 +99,11 @@ def structure(path: Path) -> list[str]:
     """
     try:
         with opened(path) as database:
+            database.execute("BEGIN")  # so that its server writes nothing while its parts are compared
             found = [str(row[0]) for row in database.execute("PRAGMA quick_check(1)")]
+            return [*cut_short(path), *([] if found == ["ok"] else found)]
     except Damaged as error:
         return [str(error.__cause__ or error)]
-    return [*cut_short(path), *([] if found == ["ok"] else found)]
 
 
 def cut_short(path: Path) -> list[str]:

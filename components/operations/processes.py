@@ -155,6 +155,14 @@ def living(layout: Layout) -> dict[str, psutil.Process]:
     return found
 
 
+def is_command(process: psutil.Process, layout: Layout, name: str) -> bool:
+    """Whether a process was started with our very command, whatever its port and interpreter: a person may have a server of another kind in this folder."""
+    try:
+        return process.cmdline()[1:] == command(layout, name, port_of(process) or 0)[1:]
+    except (psutil.Error, ValueError, IndexError):
+        return False
+
+
 def port_of(process: psutil.Process) -> int | None:
     """The port that a server of ours was started with, from its command line."""
     line = process.cmdline()

@@ -22,6 +22,7 @@ from components.operations.processes import (
     choose_port,
     end_orphans,
     free,
+    is_command,
     last_lines,
     listens,
     living,
@@ -206,7 +207,8 @@ def _start_missing(layout: Layout, wanted: list[Service], worker: bool, ports: d
             missing.append(service)
     names = [service.name for service in missing] + (["worker"] if worker and process_of(read(layout).get("worker"), layout) is None else [])
     for name, unknown in living(layout).items() if names else []:
-        if name in names:  # its starter was killed before it could write it down
+        if name in names and is_command(unknown, layout, name):  # its starter was killed before it could write it down
+            say(f"ending a {name} of this checkout that nothing knows of (pid {unknown.pid}) …")
             stop_tree(unknown.pid)
     if missing:
         say(f"starting {' and '.join(service.name for service in missing)} …")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 from components import storage
 from components.layout import Layout
 from components.operations import contention, rest
+from components.operations.processes import MLFLOW
 from components.release import registry
 
-REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "401", "403")
+REFUSED = re.compile(r"UNAUTHENTICATED|PERMISSION_DENIED|error (code )?40[13]\b")
 
 
 @contextlib.contextmanager
@@ -26,8 +28,8 @@ def explained(layout: Layout, then: str) -> Iterator[None]:
     except MlflowException as error:
         words = " ".join(str(error).split())[:300]
         todo = storage.said(error, layout.mlruns) or storage.tight(layout.mlruns)
-        if not todo and (found := contention.trouble(layout.mlflow_database)):
+        if not todo and (found := contention.trouble(layout, MLFLOW)):
             raise found from error
-        if not todo and any(word in words for word in REFUSED):
+        if not todo and REFUSED.search(words):
             todo = f"Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) to who may do that. {then}"
         raise rest.Unreachable(f"MLflow at {registry.address(layout)} went away or refused a call: {words}. {todo or then}") from error

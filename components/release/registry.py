@@ -78,8 +78,9 @@ def client(layout: Layout) -> Any:
 def _silent(layout: Layout, error: Exception) -> UserError:
     """Why MLflow does not answer: its database, where that is locked or damaged."""
     from components.operations import contention  # it looks into databases, which know of versions from here
+    from components.operations.processes import MLFLOW
 
-    return contention.trouble(layout.mlflow_database) or UserError(f"the MLflow server at {address(layout)} does not answer ({error}). Run: lmworks up")
+    return contention.trouble(layout, MLFLOW) or UserError(f"the MLflow server at {address(layout)} does not answer ({error}). Run: lmworks up")
 
 
 def registered(layout: Layout, name: str) -> dict[str, Any] | None:
@@ -223,12 +224,21 @@ def local_files(folder: Path) -> dict[str, str]:
 
 
 def _not_given(error: Exception, what: str, work: Path, layout: Layout) -> UserError:
-    """What kept the files of a model from us: a disk or a server that is away are no damage, and nobody may take them for it."""
+    """What kept the files of a model from us: a disk, a server that is away or that refuses are no damage, and nobody may take them for it."""
+    from components.operations import (  # they look into databases, which know of versions from here
+        contention,
+        services,
+    )
+    from components.operations.processes import MLFLOW
+
     words = " ".join(str(error).split())[:200]
     if full := storage.said(error, work) or storage.tight(work):
         return Passing(f"{what} cannot be fetched: {full}")
-    if not rest.healthy(f"{address(layout)}/health"):
-        return rest.Unreachable(f"MLflow at {address(layout)} went away while {what} was fetched ({words}). Look at `lmworks status`, then run the same command again")
+    ours = services.outside(MLFLOW, layout) is None
+    if ours and (found := contention.trouble(layout, MLFLOW)):
+        return found
+    if not rest.healthy(f"{address(layout)}/health") or not ours and not GONE.search(str(error)):
+        return rest.Unreachable(f"MLflow at {address(layout)} did not give the files of {what} ({words}). Look at `lmworks status`, then run the same command again")
     return Damaged(f"{what}: the model store does not give its files ({words}). Release it again: lmworks run")
 
 

@@ -208,7 +208,7 @@ def test_G1_two_runs_at_once_and_ctrl_c(checkout: Any):
     assert not list(checkout.layout.unclean.glob("run-*.json")), "a clean stop leaves no marker"
 
 
-def test_G1_settings_that_change_while_a_run_goes_on_end_it_before_its_next_stage(checkout: Any):
+def test_G1_settings_that_change_while_a_run_goes_on_end_it_before_its_next_stage(checkout: Any, monkeypatch: pytest.MonkeyPatch):
     """Else one model would have the name, gates and origins of another."""
     before = checkout.layout.params.read_text()
     for file in ("asleep", "go"):
@@ -217,8 +217,9 @@ def test_G1_settings_that_change_while_a_run_goes_on_end_it_before_its_next_stag
     running = checkout.start()
     try:
         checkout.wait_for((checkout.root / "asleep").exists, "the stage works")
+        monkeypatch.setattr(imports, "Layout", lambda: checkout.layout)
         with pytest.raises(Busy, match=f"is already running in this checkout .*{running.pid}"):
-            imports.set_base(checkout.layout, "none")
+            imports.import_model("none")
         checkout.layout.params.write_text(before.replace("name: mini", "name: other"))  # an editor asks nobody
         (checkout.root / "go").write_text("")
         out, err = running.communicate(timeout=120)
@@ -303,7 +304,6 @@ def test_C9_a_server_whose_starter_was_killed_is_waited_for(checkout: Any):
     assert checkout.run()[1]["verdict"] in ("Ready", "Nothing changed")
 
 
-@pytest.mark.slow
 def test_C9_a_server_whose_starter_was_killed_before_it_wrote_it_down_is_ended(checkout: Any):
     services.ensure(checkout.layout)
     unknown = services.process_of(services.read(checkout.layout)["mlflow"], checkout.layout)
@@ -314,6 +314,7 @@ def test_C9_a_server_whose_starter_was_killed_before_it_wrote_it_down_is_ended(c
     assert known != unknown.pid and not unknown.is_running() and processes.living(checkout.layout)["mlflow"].pid == known
 
 
+@pytest.mark.slow
 def test_C9_what_a_killed_mlflow_server_leaves_behind_is_ended_by_the_next_start(checkout: Any):
     """Its own process waits for one below it, which would go on with the port and the database."""
     server = psutil.Process(services.read(checkout.layout)["mlflow"]["pid"])

@@ -30,7 +30,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     f"403 for key {SECRET}!", "GET /services/T0123456789abc failed", "hunter: open-sesame-7", "AKIAIOSFODNN7EXAMPLE", "password: topsecret", "+PASSWORD=hunter2hunter2",
     '"client_secret": "abcdefgh"', "git clone https://me:p4ssw0rd@example.org/x.git", "Authorization: Bearer abcdef0123456789", "hf_abcdefghijklmnopqrstuvwxyz0123",
     'api_key = "abcd1234abcd1234"', "-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabc\n-----END RSA PRIVATE KEY-----", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmN",
-    "数据库密码: topsecret-9", "这是我的密码：topsecret", '口令＝"topsecret"', "API密钥: abcd1234abcd1234efgh", "password：topsecret", "DB_PASS=topsecret", "mysql_pwd: topsecret"])
+    "数据库密码: topsecret-9", "这是我的密码：topsecret9，别外传", '口令＝"topsecret9"', "API密钥: abcd1234abcd1234efgh", "password：topsecret9", "DB_PASS=topsecret", "mysql_pwd: topsecret"])
 def test_J14_what_is_a_secret_is_masked(planted: None, text: str):
     clean = masked(text)
     assert MASK in clean and masked(clean) == clean
@@ -41,7 +41,8 @@ def test_J14_what_is_a_secret_is_masked(planted: None, text: str):
 @pytest.mark.parametrize("text", [
     "pretrain 12/120 loss 3.21 · 9,120 tok/s · 01:20 left", "tokenizer: learning 2,048 entries from 1.9 MB", "http://127.0.0.1:5311/#/models/tiny/versions/3",
     "data/tokenizer/tokenizer.json is damaged: sha256 388e4975c245a858… found", "max_new_tokens: 1000", 'eos_token: "<|endoftext|>"', "Basic understanding of tokens",
-    "房间很干净，密码: 无", "密码：请输入至少八位的密码", "令牌：每个汉字大约一个令牌（token），英文更少", "forward_pass = model.forward", "tokens = tokenizer.encode(text)", "train-zh.bin: sha256 388e4975c245a858802b5065fc1542473e647f5bae942fa3787ed51f65771d90"])
+    "房间很干净，密码: 无", "密码：请输入至少八位的密码", "password：请输入至少8位的password", "令牌：上下文长度为1024个词元，模型是GPT2，每个汉字约一个令牌", "token：训练集共有1234567个，GPT2分词",
+    "每个token：约1.5个汉字，英文BPE更少一些", "忘记密码：https://example.org/reset9", "密码:params.yaml", "令牌：Qwen2.5-0.5B", "forward_pass = model.forward", "tokens = tokenizer.encode(text)", "train-zh.bin: sha256 388e4975c245a858802b5065fc1542473e647f5bae942fa3787ed51f65771d90"])
 def test_ordinary_words_stay(planted: None, text: str):
     assert masked(text) == text
 
@@ -79,7 +80,7 @@ def test_variables_that_hold_no_secret_are_not_taken_for_one():
 
 
 def test_J14_variables_with_a_short_word_for_password_are_known():
-    held = {"DB_PASS": "open-sesame", "MYSQL_PWD": "open-sesame-2", "REDIS_AUTH": "open-sesame-3", "数据库密码": "open-sesame-4", "PWD": "where it is"}
+    held = {"DB_PASS": "open-sesame", "MYSQL_PWD": "open-sesame-2", "REDIS_AUTH": "open-sesame-3", "数据库密码": "open-sesame-4", "PWD": "where it is", "MLFLOW_TRACKING_AUTH": "kubernetes"}
     assert sorted(masking.secret_values(held)) == ["open-sesame", "open-sesame-2", "open-sesame-3", "open-sesame-4"]
 
 
