@@ -262,8 +262,10 @@ def test_D1_F1_a_full_disk_or_a_server_that_is_away_is_no_damage_of_the_model_th
         expected = registry.vouched_files(champion.tags[registry.FILES])
         for mode in (REFUSE, ERROR, CUT):
             proxy.misbehave(mode)
-            with pytest.raises(Passing, match="MLflow at .* went away while away was fetched .*lmworks status"):
-                package.is_sound(champion.source, expected, "away", layout)
+            for answers in (False, True):  # one that refuses the files alone is healthy
+                monkeypatch.setattr(rest, "healthy", lambda *_args, answers=answers, **_named: answers)
+                with pytest.raises(Passing, match="MLflow at .* did not give the files of away .*lmworks status"):
+                    package.is_sound(champion.source, expected, "away", layout)
         proxy.misbehave(PASS)
         with monkeypatch.context() as full:
             full.setattr("mlflow.artifacts.download_artifacts", lambda **_: (_ for _ in ()).throw(MlflowException("OSError(28, 'No space left on device')")))
