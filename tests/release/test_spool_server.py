@@ -280,7 +280,7 @@ def test_E2_a_release_into_a_database_that_stays_locked_names_who_holds_it_and_g
     config = checkout.configuration(name="held")
     layout = checkout.make(tmp_path, config)
     layout.mlruns.symlink_to(mlflow_folder)
-    monkeypatch.setattr(services, "outside", lambda *_: None)  # as the server of this very checkout
+    services.record(layout, "mlflow", services.entry_of(layout, os.getpid(), mlflow_url))  # as the server of this very checkout
     holder = sqlite3.connect(layout.mlflow_database, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     try:
