@@ -112,7 +112,7 @@ def _run(shared: Race, forks: Any, promoters: int) -> tuple[list[dict[str, Any]]
                 errors.append(f"promoter {number} ended with {process.exitcode}: {_last_words(shared, f'promoter-{number}')}")
         if time.monotonic() >= next_word_s:
             next_word_s += WORD_S
-            print(f"promoters: {done()} of {shared.rounds * promoters} rounds and armed places, {len(kills)} kills", flush=True)
+            print(f"promoters: {done()} of {(shared.rounds + planned) * promoters} rounds and armed places, {len(kills)} kills", flush=True)
         if outside and running and done() >= outside[0]:
             outside.pop(0)
             time.sleep(chance.uniform(0, 0.3))
