@@ -285,6 +285,9 @@ def run_stage_task(name: str) -> State:
         if ended.restored and (bad := healing.damage(layout, name)):  # DVC does not look at what its cache holds
             _heal(record, layout, bad, logger.warning)
             ended, told = _run(record, layout, logger.info)
+        if ended.restored and not ended.dvc_code and (wrong := lock_file.wrong(layout, [name], ("outs",))):  # its run cache said so
+            logger.warning("%s: %s; written anew", name, wrong)
+            lock_file.record_again(layout, name)
     finally:
         record.elapsed_s = round(time.monotonic() - started_s, 3)
     if ended.dvc_code or told.get("exit_code"):

@@ -6,7 +6,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.reliability.file_kinds import AS_WRITTEN, HEALED, MISSED, NOTICED, REFUSED, Kind, below, tree
+from benchmarks.reliability.file_kinds import (
+    AS_WRITTEN,
+    HARMLESS,
+    HEALED,
+    MISSED,
+    NOTICED,
+    REFUSED,
+    Kind,
+    below,
+    tree,
+)
 from components import config as settings
 from components import files
 from components.errors import UserError
@@ -54,11 +64,25 @@ def of_chain(layout: Layout) -> list[Kind]:
         Kind(name="weights", files=lambda: outs(lambda path: path.suffix == ".safetensors"), use=out, share=3),
         Kind(name="objects of DVC's cache", files=lambda: [path for path in below(objects) if path.suffix != ".dir"], use=cached),
         Kind(name="listings of DVC's cache", files=lambda: [path for path in below(objects) if path.suffix == ".dir"], use=cached),
-        Kind(name="entries of DVC's run cache", files=lambda: list(lock_file.runs(objects.parent.parent)), share=2,
-             use=lambda path: AS_WRITTEN if not staleness.drop_damaged_runs(objects.parent.parent) else REFUSED if not path.exists() else MISSED),
+        Kind(name="entries of DVC's run cache", share=2, files=lambda runs=list(lock_file.runs(objects.parent.parent)): runs,
+             use=_run_cache(objects.parent.parent)),
         Kind(name="dvc.lock", files=lambda: [layout.dvc_lock], use=_lock(layout, stages), share=0.7),
         Kind(name="sources.yaml", files=lambda: [layout.sources], use=_sources_yaml(layout), share=2),
         *of_stored_models(layout)]
+
+
+def _run_cache(cache: Path) -> Callable[[Path], str]:
+    written = {path: (path.read_bytes(), files.load_yaml(path)) for path in lock_file.runs(cache)}
+
+    def use(path: Path) -> str:
+        """What `lmworks run` asks of it where DVC fails, and `lmworks verify` always. One that is gone counts as none: no empty folder stays."""
+        dropped = staleness.drop_damaged_runs(cache)
+        if not path.exists():
+            return REFUSED if not path.parent.exists() and dropped in ([], [path.name]) else MISSED
+        text, content = written[path]
+        return MISSED if dropped or files.load_yaml(path) != content else AS_WRITTEN if path.read_bytes() == text else HARMLESS
+
+    return use
 
 
 def _lock(layout: Layout, stages: list[str]) -> Callable[[Path], str]:
@@ -66,7 +90,7 @@ def _lock(layout: Layout, stages: list[str]) -> Callable[[Path], str]:
 
     def use(path: Path) -> str:
         """What `lmworks run` asks of dvc.lock. A stage that DVC calls stale runs, or comes from the run cache, and its entry is written anew."""
-        before = path.read_bytes()
+        before = path.read_bytes() if path.exists() else None
         try:
             if staleness.stale(layout) or lock_file.wrong(layout, stages):
                 return NOTICED
@@ -84,7 +108,7 @@ def _sources_yaml(layout: Layout) -> Callable[[Path], str]:
     config, listed = settings.load(layout.params), layout.sources.read_bytes()
 
     def use(path: Path) -> str:
-        before = path.read_bytes()
+        before = path.read_bytes() if path.exists() else None
         sources.update(config, layout)
         return MISSED if path.read_bytes() != listed else AS_WRITTEN if before == listed else HEALED
 

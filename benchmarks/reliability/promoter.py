@@ -92,8 +92,9 @@ def registered(client: Any, race: Race, weights: bytes, bits: float) -> Any:
     with tempfile.TemporaryDirectory(dir=race.folder) as scratch:
         folder = Path(scratch) / "model"
         write_model(folder, weights)
-        client.log_model_artifacts(started.model_id, str(folder))
         expected = registry.local_files(folder)
+        (folder / registry.VOUCHED).write_text(registry.listing(expected))
+        client.log_model_artifacts(started.model_id, str(folder))
     client.finalize_logged_model(started.model_id, "READY")
     failpoints.hit("registry.uploaded", race.name)
     version = registry.register(client, race.name, started.model_id, race.run_id, {registry.FILES: json.dumps(expected), BITS: str(bits)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import re
 import shutil
@@ -215,15 +216,30 @@ def _verb(change: str) -> str:
 # --- the run cache -------------------------------------------------------------------------------
 
 def is_whole_run(run: Path) -> bool:
-    """Whether an entry of the run cache is what DVC wrote: its name is its hash."""
+    """Whether an entry of the run cache is what DVC wrote: its name is its hash, but for the sizes, which are those of the cache."""
     from dvc.exceptions import DvcException
     from dvc.utils import dict_sha256
     from dvc.utils.serialize import load_yaml
 
     try:
-        return dict_sha256(load_yaml(str(run)), exclude=NOT_HASHED) == run.name
-    except (DvcException, TypeError, ValueError, AttributeError):
+        entry = load_yaml(str(run))
+        objects = run.parents[3] / "files" / "md5"
+        return dict_sha256(entry, exclude=NOT_HASHED) == run.name and all(_has_its_size(out, objects) for out in entry["outs"])
+    except (DvcException, TypeError, ValueError, AttributeError, KeyError):
         return False
+
+
+def _has_its_size(out: dict[str, Any], objects: Path) -> bool:
+    """Whether size and count of an out are those of its objects; where one of these is gone, DVC brings nothing back, and nobody can say."""
+    try:
+        md5 = str(out["md5"])
+        found = objects / md5[:2] / md5[2:]
+        if not md5.endswith(".dir"):
+            return out.get("size") in (None, found.stat().st_size)
+        listed = [objects / one["md5"][:2] / one["md5"][2:] for one in json.loads(found.read_bytes())]
+        return out.get("nfiles") in (None, len(listed)) and out.get("size") in (None, sum(path.stat().st_size for path in listed))
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def drop_damaged_runs(cache: Path) -> list[str]:

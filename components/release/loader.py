@@ -15,13 +15,15 @@ from components.errors import Damaged, UserError
 
 MODEL_FILE = Path(__file__).resolve().parents[1] / "serving" / "model_file.py"
 # sha256 of the model files of earlier lmworks, whose versions still answer: every one that was ever committed (a test compares with git)
-EARLIER = frozenset((
-    "92e821efd22030fc065c66c524a948764657a1fc9a814211025c3d9e32740392",
+WITHOUT_LIST = frozenset((  # those of before there was a list of the files beside them
     "388e4975c245a858802b5065fc1542473e647f5bae942fa3787ed51f65771d90",
     "4cababd816038eb2a1aefd368831240f5819938064d20a2a27053b235cfe11f6",
     "1afe8461e46db0c34464528615e8e4e1ef9c9d996d7d1d67a362ab636253ed27",
     "b73df4d0cdacfcda11eb38d949f1d8acde8340b3fe45ae53afcd33c372fc48d9",
     "bc9514813e4fa1ac5a80626ea09a43604740b6a9917b68b885b96d37038fb349",
+))
+EARLIER = WITHOUT_LIST | frozenset((
+    "92e821efd22030fc065c66c524a948764657a1fc9a814211025c3d9e32740392",
     "3d1eef854ff52fec86b432b60809632835140c08ba14bd80e0fa45131b5430aa",
 ))
 ARTIFACT = "artifacts/model"

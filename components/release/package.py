@@ -111,5 +111,5 @@ def read_back(model_id: str, sent: Path, subject: Subject, layout: Layout) -> di
             if found.get(path) != files.sha256_file(wanted):
                 raise Damaged(f"{subject.name}: the model store gave back another {path}: sha256 {found.get(path, 'no such file')} found, "
                               f"{files.sha256_file(wanted)} sent. Nothing was registered. Run: lmworks run")
-        registry.check_files(folder, found, f"{subject.name} (just stored)")
+        files.verify_manifest(folder / "artifacts" / "model")
         return {registry.FILES: json.dumps(found, sort_keys=True), contract.CONTRACT: contract.text_of(contract.of_folder(folder))}

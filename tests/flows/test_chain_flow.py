@@ -23,6 +23,7 @@ from components.operations import (
     addresses,
     environment,
     liveness,
+    lock_file,
     processes,
     rest,
     services,
@@ -146,6 +147,17 @@ def test_D3_D4_where_dvc_itself_fails_it_is_asked_again_without_what_it_remember
     assert (code, told["verdict"], err) == (0, "Ready", ""), told["message"]
     assert any("DVC failed, not the stage (" in line for line in checkout.logs(checkout.last_flow_run()))
     assert checkout.run()[1]["verdict"] == "Nothing changed"
+
+
+def test_D3_a_size_that_a_damaged_run_cache_brought_into_dvc_lock_is_put_right(checkout: Any):
+    assert checkout.run()[0] == 0
+    whole = checkout.layout.dvc_lock.read_text()
+    for entry in lock_file.runs(checkout.root / ".dvc" / "cache"):
+        entry.write_text(re.sub(r"(?s)(outs:.* size: )(\d+)", r"\g<1>1\2", entry.read_text()))
+    checkout.layout.dvc_lock.unlink()
+    shutil.rmtree(checkout.root / "data" / "first")
+    code, told, err = checkout.run()
+    assert (code, told["stages"][0]["state"], err) == (0, "restored", "") and checkout.layout.dvc_lock.read_text() == whole
 
 
 def test_D4_a_dvc_yaml_that_was_emptied_or_cut_fails_the_run_before_a_stage_or_a_release(checkout: Any):

@@ -189,6 +189,15 @@ def test_D3_a_damaged_entry_of_the_run_cache_is_dropped_and_the_stage_runs(layou
     assert (layout.root / "ran").read_text() == "xx" and healing.damage(layout, "one") == []
 
 
+@pytest.mark.parametrize("key", ["size", "nfiles"])
+def test_D3_a_size_in_the_run_cache_that_is_not_that_of_its_files_is_damage(layout: Layout, key: str):
+    (run,) = lock_file.runs(healing.objects_folder(layout).parent.parent)
+    text, changed = re.subn(rf"(?s)(outs:.*? {key}: )(\d+)", r"\g<1>1\2", run.read_text(), count=1)
+    assert changed and staleness.is_whole_run(run)
+    run.write_text(text)
+    assert not staleness.is_whole_run(run)
+
+
 @pytest.mark.parametrize("damage", ["header", "cut", "all"])
 def test_D3_D4_what_dvc_remembers_of_hashes_is_made_anew_where_it_is_damaged(layout: Layout, capsys: pytest.CaptureFixture, damage: str):
     staleness.why(layout, "one")
