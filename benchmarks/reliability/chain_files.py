@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks.reliability.file_kinds import (
     AS_WRITTEN,
@@ -72,7 +73,12 @@ def of_chain(layout: Layout) -> list[Kind]:
 
 
 def _run_cache(cache: Path) -> Callable[[Path], str]:
-    written = {path: (path.read_bytes(), files.load_yaml(path)) for path in lock_file.runs(cache)}
+    def read_by_dvc(path: Path) -> dict[str, Any]:
+        """All but the sizes of the inputs: they are in no hash, and of an entry DVC takes over the outputs alone."""
+        entry = files.load_yaml(path)
+        return entry | {"deps": [{key: value for key, value in dep.items() if key not in staleness.NOT_HASHED} for dep in entry["deps"]]}
+
+    written = {path: (path.read_bytes(), read_by_dvc(path)) for path in lock_file.runs(cache)}
 
     def use(path: Path) -> str:
         """What `lmworks run` asks of it where DVC fails, and `lmworks verify` always. One that is gone counts as none: no empty folder stays."""
@@ -80,7 +86,7 @@ def _run_cache(cache: Path) -> Callable[[Path], str]:
         if not path.exists():
             return REFUSED if not path.parent.exists() and dropped in ([], [path.name]) else MISSED
         text, content = written[path]
-        return MISSED if dropped or files.load_yaml(path) != content else AS_WRITTEN if path.read_bytes() == text else HARMLESS
+        return MISSED if dropped or read_by_dvc(path) != content else AS_WRITTEN if path.read_bytes() == text else HARMLESS
 
     return use
 
