@@ -208,7 +208,7 @@ def _start_missing(layout: Layout, wanted: list[Service], worker: bool, ports: d
     names = [service.name for service in missing] + (["worker"] if worker and process_of(read(layout).get("worker"), layout) is None else [])
     for name, unknown in living(layout).items() if names else []:
         if name in names and is_command(unknown, layout, name):  # its starter was killed before it could write it down
-            say(f"ending a {name} of this checkout that nothing knows of (pid {unknown.pid}) …")
+            say(f"ending {name} (pid {unknown.pid}): a start of this checkout that was killed left it behind …")
             stop_tree(unknown.pid)
     if missing:
         say(f"starting {' and '.join(service.name for service in missing)} …")

@@ -88,7 +88,7 @@ def release(config: Config, layout: Layout, *, say: Say = say_line) -> list[Deci
     checked = verified_files(layout)
     tracking.drain(layout)  # the run that trained must be known here before it is looked for
     decisions: list[Decision] = []
-    with calls.explained(layout, "Look at `lmworks status`, then run again: lmworks run. What was promoted before stays so"):
+    with calls.explained(layout, "What was promoted before stays so. Look at `lmworks status`, then run again: lmworks run"):
         experiment = lineage.experiment_id(client, config.name)
         for subject in lineage.subjects(config, layout):
             decisions.append(release_one(client, experiment, subject, config, layout, checked, decisions, say))
