@@ -13,7 +13,7 @@ from components import files
 from components.errors import Damaged, Passing, UserError
 from components.layout import Layout
 from components.operations import rest
-from components.release import lineage, package, registry, rollback
+from components.release import calls, lineage, package, registry, rollback
 from components.release import release as releasing
 from components.serving import engine
 
@@ -285,6 +285,15 @@ def test_a_server_that_refuses_is_one_clear_line_for_who_asks_a_model(mlflow_url
         for version in (None, 1):
             with pytest.raises(rest.Unreachable, match="MLflow at .* went away or refused a call: .*Look at `lmworks status`, then ask again"):
                 engine.answer(layout, "whoever", ["房间"], {}, version)
+
+
+@pytest.mark.parametrize(("said", "asks_who"), [
+    ("API request to endpoint /api/2.0/mlflow/registered-models/alias failed with error code 401 != 200.", True), ("PERMISSION_DENIED: Permission denied", True),
+    ("HTTPConnectionPool(host='127.0.0.1', port=5401): Max retries exceeded with url: /api/2.0/mlflow/logged-models/m-401f40", False)])
+def test_who_is_refused_is_told_to_sign_in_and_nobody_else(said, asks_who, mlflow_url, tmp_path):
+    with pytest.raises(rest.Unreachable) as told, calls.explained(Layout(root=tmp_path), "Then ask again"):
+        raise MlflowException(said)
+    assert ("MLFLOW_TRACKING_USERNAME" in str(told.value)) == asks_who and str(told.value).endswith("Then ask again") and said in str(told.value)
 
 
 def test_no_server_is_one_clear_line(tmp_path, monkeypatch):
