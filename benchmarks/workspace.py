@@ -71,7 +71,7 @@ def interval(values: list[float]) -> dict[str, float]:
         return {"mean": mean, "low": mean, "high": mean}
     from scipy import stats
 
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5  # float: JSON takes none of numpy's
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
