@@ -42,7 +42,7 @@ def bring_in(source: str, layout: Layout) -> tuple[str, dict[str, Any]]:
             return folder.resolve().relative_to(layout.imported.resolve()).as_posix(), imported.try_to_load(folder)
         return imported.bring_in(folder, folder.resolve().name, layout)
     from components.operations import services
-    from components.release import calls, registry
+    from components.release import calls, model_files, registry
     from components.serving import engine
 
     services.ensure(layout, prefect=False)
@@ -50,7 +50,7 @@ def bring_in(source: str, layout: Layout) -> tuple[str, dict[str, Any]]:
     name, _, alias = source.removeprefix(REGISTERED).partition("@")
     with calls.explained(layout, "Look at `lmworks status`, then import again"):
         version = engine.chosen(client, name, None) if alias == "champion" else registry.named(client, source)  # a champion that its gate passed
-    with registry.fetched(version, layout) as folder:
+    with model_files.fetched(version, layout) as folder:
         return imported.bring_in(folder / "artifacts" / "model", f"{version.name}-v{version.version}", layout)
 
 

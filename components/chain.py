@@ -26,13 +26,11 @@ def check_interpreter() -> None:
 if __name__ == "__main__":
     check_interpreter()
 
-import ast
 import contextlib
 import difflib
 import importlib
 import importlib.metadata
 import os
-import re
 import reprlib
 import shutil
 import time
@@ -43,7 +41,7 @@ from typing import Any
 
 import yaml
 
-from components import failpoints, files, masking, storage
+from components import failpoints, files, masking, stage_code, storage
 from components.config import Config, load
 from components.errors import Blocked, Damaged, UserError
 from components.layout import Layout
@@ -90,48 +88,6 @@ STAGES = (
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
 
-# Plumbing that changes how bytes are carried, not which bytes: formats carry versions of their own.
-NOT_RESULTS = {"config", "layout", "files", "tracking", "chain", "errors", "failpoints", "locks", "reporting", "storage"}
-
-
-IMPORT = re.compile(r"^[ \t]*((?:from|import)[ \t][^(\n]*(?:\([^)]*\))?)", re.MULTILINE)
-
-
-def _imports(path: Path) -> ast.Module:
-    """The import statements of a file. Its whole text is parsed only where they cannot be told from their lines alone (a sentence that
-    begins with "from"): all the files of the chain take a tenth of a second so, and every run asks. Raises UserError."""
-    try:
-        text = path.read_text()
-        try:
-            return ast.parse("\n".join(match[1] for match in IMPORT.finditer(text) if "components" in match[1]))
-        except SyntaxError:
-            return ast.parse(text)
-    except (SyntaxError, ValueError) as error:  # the last: bytes that are no text
-        raise UserError(f"{path} cannot be read as Python: {error}. Mend it, then run again") from error
-
-
-def code_of(stage: Stage, root: Path = ROOT) -> list[str]:
-    """The import closure of the stage's one module inside components/, plumbing left out. Raises UserError."""
-    seen: set[str] = set()
-    queue = [f"components/stages/{stage.name}.py"]
-    while queue:
-        path = queue.pop()
-        if path in seen:
-            continue
-        seen.add(path)
-        for node in ast.walk(_imports(root / path)):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for name in names:
-                parts = name.split(".")
-                candidate = "/".join(parts) + ".py"
-                if parts[0] == "components" and len(parts) > 1 and parts[1] not in NOT_RESULTS and (root / candidate).is_file():
-                    queue.append(candidate)
-    return sorted(seen)
-
 
 def selection(names: list[str], from_stage: str | None, to_stage: str | None) -> list[str]:
     """The stages from `from_stage` to `to_stage`, both included. Raises UserError for a name that is none."""
@@ -165,7 +121,7 @@ def render_dvc_yaml(root: Path = ROOT) -> str:
         if stage.versions:
             params.append({"versions.yaml": list(stage.versions)})
         entry: dict[str, Any] = {"cmd": f"exec python -m components.chain {stage.name}",
-                                 "deps": [*code_of(stage, root), *(f"data/{d}" for d in stage.deps)]}
+                                 "deps": [*stage_code.of(stage.name, root), *(f"data/{d}" for d in stage.deps)]}
         if params:
             entry["params"] = params
         entry["outs"] = [f"data/{out}" for out in stage.outs]
@@ -232,7 +188,7 @@ def pick(tree: Any, key: str, path: Path) -> Any:
 
 
 def fingerprint(stage: Stage, config: Config, layout: Layout, code: list[str]) -> dict[str, Any]:
-    """Everything that the stage's result depends on; its hash is the KEY of work/STAGE/KEY. `code` is its `code_of`."""
+    """Everything that the stage's result depends on; its hash is the KEY of work/STAGE/KEY. `code` is its `stage_code.of`."""
     params = config.model_dump(mode="json")
     if stage.sources and not layout.sources.exists():
         raise UserError(f"no {layout.sources.name} in {layout.root}; it lists the source files. Run: lmworks run (it writes it)")
@@ -275,7 +231,7 @@ def _run_locked(stage: Stage, layout: Layout, config: Config, module: Any, fence
     check_versions([stage], layout)
     for dep in stage.deps:
         files.verify_manifest(layout.out(dep))
-    code = code_of(stage, layout.root)
+    code = stage_code.of(stage.name, layout.root)
     before = fingerprint(stage, config, layout, code)
     key = files.sha256_bytes(files.canonical_json(before).encode())[:16]
     # folders of this process alone: one that was stopped and lost its lock must not write into ours (G4)

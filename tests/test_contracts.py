@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components import chain
+from components import chain, stage_code
 from components import config as settings
 from components.layout import ROOT, Layout
 
@@ -109,14 +109,14 @@ def test_shipped_params_are_the_default_preset_complete_and_valid():
 
 
 def test_editing_finetuning_leaves_pretraining_fresh():
-    pretraining = set(chain.code_of(chain.BY_NAME["pretrain"]))
-    finetuning = set(chain.code_of(chain.BY_NAME["finetune"]))
+    pretraining = set(stage_code.of("pretrain", ROOT))
+    finetuning = set(stage_code.of("finetune", ROOT))
     assert "components/stages/finetune.py" in finetuning - pretraining
     # the chat template is the tokenizer's; what an application is and how it is scored is not pretraining's
     others = {path for path in pretraining if "applications" in path or "evaluation" in path}
     assert others == {"components/applications/template.py"}
     for stage in chain.STAGES:
-        assert not any(path.removeprefix("components/").removesuffix(".py") in chain.NOT_RESULTS for path in chain.code_of(stage))
+        assert not any(path.removeprefix("components/").removesuffix(".py") in stage_code.NOT_RESULTS for path in stage_code.of(stage.name, ROOT))
 
 
 def test_every_dep_is_the_out_of_an_earlier_stage():

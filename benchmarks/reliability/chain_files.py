@@ -151,9 +151,9 @@ def of_stored_models(layout: Layout) -> list[Kind]:
         return AS_WRITTEN if wrong is None else REFUSED if path.name in wrong or path.name == files.MANIFEST else MISSED
 
     def stored() -> list[Path]:
-        from components.release import registry
+        from components.release import model_files
 
-        return [path for path in below(*of) if path.name != registry.CARD and "__pycache__" not in path.parts]
+        return [path for path in below(*of) if path.name != model_files.CARD and "__pycache__" not in path.parts]
 
     return [Kind(name="registered models, verified", files=stored, use=verified, share=3),
             Kind(name="registered models, loaded by a stranger", files=stored, use=loaded, share=3)] if of else []

@@ -22,7 +22,7 @@ from typing import Any
 from components import failpoints, files
 from components.errors import UserError
 from components.layout import Layout
-from components.release import gates, history, package, promotion, registry
+from components.release import gates, history, model_files, package, promotion, registry
 
 BITS = "bits_per_byte"  # tag of a version
 PLACES = ("registry.uploaded", "registry.version_created", "registry.judged", "registry.history_written", "registry.alias_moved")
@@ -92,12 +92,12 @@ def registered(client: Any, race: Race, weights: bytes, bits: float) -> Any:
     with tempfile.TemporaryDirectory(dir=race.folder) as scratch:
         folder = Path(scratch) / "model"
         write_model(folder, weights)
-        expected = registry.local_files(folder)
-        (folder / registry.VOUCHED).write_text(registry.listing(expected))
+        expected = model_files.local_files(folder)
+        (folder / model_files.VOUCHED).write_text(model_files.listing(expected))
         client.log_model_artifacts(started.model_id, str(folder))
     client.finalize_logged_model(started.model_id, "READY")
     failpoints.hit("registry.uploaded", race.name)
-    version = registry.register(client, race.name, started.model_id, race.run_id, {registry.FILES: json.dumps(expected), BITS: str(bits)},
+    version = registry.register(client, race.name, started.model_id, race.run_id, {model_files.FILES: json.dumps(expected), BITS: str(bits)},
                                 weights_sha256=sha256, evaluation_sha256=EVALUATION, data_digest="none", languages=["en"])
     failpoints.hit("registry.version_created", race.name)
     return version
@@ -194,7 +194,7 @@ def read(race: Race, reads: int) -> None:
                 wrong = illegal(champion, bits) or refused(client, race, champion)
                 bits = float(champion.tags[BITS])
                 if champion.version not in seen or count % HASHED_EVERY == 0:
-                    with registry.fetched(champion, race.layout) as folder:
+                    with model_files.fetched(champion, race.layout) as folder:
                         found = files.weights_sha256(folder / "artifacts" / "model")
                     if found != champion.tags[registry.WEIGHTS]:
                         wrong = f"version {champion.version} answers with weights {found}, its tag says {champion.tags[registry.WEIGHTS]}"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components import chain, files, spool
+from components import chain, files, spool, stage_code
 from components import config as settings
 from components.errors import UserError
 from components.layout import Layout
@@ -128,7 +128,7 @@ def current_keys(layout: Layout) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for stage in chain.STAGES:
         try:
-            facts = chain.fingerprint(stage, settings.load(layout.params), layout, chain.code_of(stage, layout.root))
+            facts = chain.fingerprint(stage, settings.load(layout.params), layout, stage_code.of(stage.name, layout.root))
             found[stage.name] = files.sha256_bytes(files.canonical_json(facts).encode())[:16]
         except (UserError, OSError, SyntaxError, importlib.metadata.PackageNotFoundError):
             found[stage.name] = None

@@ -15,7 +15,7 @@ from pathlib import Path
 from components import storage
 from components.errors import Damaged, UserError
 from components.layout import Layout
-from components.release import registry
+from components.release import model_files, registry
 
 # what set-up and `lmworks up` make: a database with none of these rows holds nothing that anybody would miss
 CONTENT = {"mlflow": ("runs", "registered_models", "logged_models"), "prefect": ("flow_run",)}
@@ -164,7 +164,7 @@ def versions(path: Path) -> list[Version]:
             place = str(places.get(model_id, source))
             found.append(Version(
                 name=name, number=str(number), aliases=tuple(aliases.pop(key, ())), weights_sha256=tags.get(key, {}).get(registry.WEIGHTS),
-                run_id=run_id or "", model_id=model_id, vouched=tags.get(key, {}).get(registry.FILES),
+                run_id=run_id or "", model_id=model_id, vouched=tags.get(key, {}).get(model_files.FILES),
                 folder=place.removeprefix(PROXIED).strip("/") if place.startswith(PROXIED) else None))
         return found
 
@@ -248,12 +248,12 @@ def wrong_with(version: Version, store: Path) -> str | None:
         return f"its files are not there ({version.folder})"
     if version.vouched is None:
         return None  # not registered by lmworks: nothing says what its bytes must be
-    expected = registry.vouched_files(version.vouched)
+    expected = model_files.vouched_files(version.vouched)
     if expected is None:
-        return registry.TAG_EDITED
+        return model_files.TAG_EDITED
     try:
         vouched = {name: sha256 for name, sha256 in expected.items() if name != HANDED_OUT}
-        registry.check_files(folder, vouched, f"{version.name} version {version.number}")
+        model_files.check_files(folder, vouched, f"{version.name} version {version.number}")
     except (Damaged, ValueError) as error:
         return str(error).replace(f"{store}/", "").partition(" Release it again")[0].partition(". Run: ")[0].rstrip(".")
     except OSError as error:

@@ -11,7 +11,7 @@ from components.layout import Layout
 from components.operations import databases, services
 from components.operations.findings import Check, Problem, said, size_of
 from components.operations.processes import MLFLOW
-from components.release import calls, history, registry
+from components.release import calls, history, model_files, registry
 
 
 def checks(layout: Layout, wanted: list[str]) -> Iterator[Check]:
@@ -116,7 +116,7 @@ def _fetched(layout: Layout, version: Any) -> Iterator[Problem]:
     if model and model["aliases"].get("champion") == str(version.version):
         yield from _promotion(version.name, f"{version.name} version {version.version} (champion)", model, dict(version.tags), {})
     try:
-        with registry.fetched(version, layout):
+        with model_files.fetched(version, layout):
             return
     except UserError as error:
         yield Problem(kind="models", where=f"{version.name} version {version.version}", wrong=said(error, layout), todo=_mend(version.name, False),

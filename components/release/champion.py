@@ -12,7 +12,7 @@ from components.config import Config
 from components.errors import Passing, UserError
 from components.evaluation import significance
 from components.layout import Layout
-from components.release import gates, registry
+from components.release import gates, model_files, registry
 from components.release.lineage import Subject
 
 FOLDER = "champion"  # in the challenger's run
@@ -50,7 +50,7 @@ def items_of(client: Any, run_id: str, subject: Subject, champion: Any, config: 
             except (MlflowException, OSError, ValueError):
                 say(f"{subject.name}: the kept judgement of champion version {champion.version} cannot be read; judging again")
         say(f"{subject.name}: judging champion version {champion.version} on the new test items …")
-        with registry.fetched(champion, layout) as folder:
+        with model_files.fetched(champion, layout) as folder:
             table = judge(folder / "artifacts" / "model", subject, config, layout)
         judged = Path(scratch) / "judged.parquet"
         pq.write_table(table, judged, compression="zstd")

@@ -13,7 +13,7 @@ from typing import Any
 from components import files
 from components.errors import Damaged, Passing, UserError
 from components.layout import Layout
-from components.release import gates, registry
+from components.release import gates, model_files
 
 CONTRACT = "lmworks.contract"  # tag of a version
 ARTIFACT = "contract.json"  # in the run that trained it
@@ -66,7 +66,7 @@ def of_version(client: Any, version: Any, layout: Layout) -> dict[str, Any]:
             return kept
     except (ValueError, KeyError):
         pass
-    with registry.fetched(version, layout) as folder:
+    with model_files.fetched(version, layout) as folder:
         found = of_folder(folder)
     client.set_model_version_tag(version.name, str(version.version), CONTRACT, text_of(found))
     return found

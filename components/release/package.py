@@ -15,7 +15,7 @@ from typing import Any
 from components import files
 from components.errors import Damaged
 from components.layout import Layout
-from components.release import calling, contract, registry
+from components.release import calling, contract, model_files, registry
 from components.release.lineage import Subject
 from components.release.loader import MODEL_FILE
 
@@ -42,7 +42,7 @@ def packed(subject: Subject, layout: Layout) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=work, prefix=f"{subject.kind}-") as name:
         folder = Path(name) / "model"
         shutil.copytree(subject.out / "model", folder, copy_function=_link_or_copy)
-        (folder / registry.CARD).unlink(missing_ok=True)
+        (folder / model_files.CARD).unlink(missing_ok=True)
         files.write_json(folder / "serving.json", {"kind": subject.kind, "name": subject.name, "weights_sha256": subject.weights_sha256})
         files.write_manifest(folder)
         yield folder
@@ -63,9 +63,9 @@ def logged_model(client: Any, experiment: str, run_id: str, subject: Subject, la
     """
     for earlier in client.search_logged_models([experiment], max_results=50, filter_string=(
             f"tags.`{registry.WEIGHTS}` = '{subject.weights_sha256}' AND tags.`{registry.EVALUATION}` = '{subject.evaluation_sha256}'")):
-        expected = registry.vouched_files(earlier.tags.get(registry.FILES))
+        expected = model_files.vouched_files(earlier.tags.get(model_files.FILES))
         if earlier.name == subject.name and is_sound(f"models:/{earlier.model_id}", expected, subject.name, layout):
-            return earlier.model_id, {key: earlier.tags[key] for key in (registry.FILES, contract.CONTRACT) if key in earlier.tags}
+            return earlier.model_id, {key: earlier.tags[key] for key in (model_files.FILES, contract.CONTRACT) if key in earlier.tags}
     import mlflow
 
     started = mlflow.initialize_logged_model(name=subject.name, source_run_id=run_id, experiment_id=experiment, model_type=subject.kind, tags={
@@ -75,8 +75,8 @@ def logged_model(client: Any, experiment: str, run_id: str, subject: Subject, la
             name=subject.name, python_model=str(MODEL_FILE), artifacts={"model": str(folder)}, input_example=example(subject),
             pip_requirements=REQUIREMENTS, model_id=started.model_id, metadata=files.read_json(folder / "serving.json"))
         tags = read_back(started.model_id, folder, subject, layout)
-        beside = folder.parent / registry.VOUCHED
-        files.write_atomic(beside, registry.listing(json.loads(tags[registry.FILES])))
+        beside = folder.parent / model_files.VOUCHED
+        files.write_atomic(beside, model_files.listing(json.loads(tags[model_files.FILES])))
         client.log_model_artifact(started.model_id, str(beside))
     client.set_logged_model_tags(started.model_id, tags)
     return started.model_id, tags
@@ -97,7 +97,7 @@ def is_sound(source: str, expected: dict[str, str] | None, what: str, layout: La
     if not expected:
         return False
     try:
-        with registry.stored(source, expected, what, layout):
+        with model_files.stored(source, expected, what, layout):
             return True
     except Damaged:
         return False
@@ -105,11 +105,11 @@ def is_sound(source: str, expected: dict[str, str] | None, what: str, layout: La
 
 def read_back(model_id: str, sent: Path, subject: Subject, layout: Layout) -> dict[str, str]:
     """Tags of what the store serves, held against what was sent. MLflow itself calls a half-written model READY. Raises Damaged."""
-    with registry.stored(f"models:/{model_id}", None, subject.name, layout) as folder:
-        found = registry.local_files(folder)
+    with model_files.stored(f"models:/{model_id}", None, subject.name, layout) as folder:
+        found = model_files.local_files(folder)
         for path, wanted in ((f"artifacts/model/{files.MANIFEST}", sent / files.MANIFEST), (MODEL_FILE.name, MODEL_FILE)):
             if found.get(path) != files.sha256_file(wanted):
                 raise Damaged(f"{subject.name}: the model store gave back another {path}: sha256 {found.get(path, 'no such file')} found, "
                               f"{files.sha256_file(wanted)} sent. Nothing was registered. Run: lmworks run")
         files.verify_manifest(folder / "artifacts" / "model")
-        return {registry.FILES: json.dumps(found, sort_keys=True), contract.CONTRACT: contract.text_of(contract.of_folder(folder))}
+        return {model_files.FILES: json.dumps(found, sort_keys=True), contract.CONTRACT: contract.text_of(contract.of_folder(folder))}

@@ -1,26 +1,18 @@
-"""What the MLflow registry says and is told: addresses, versions, aliases, bytes."""
+"""What the MLflow registry says and is told: addresses, versions, aliases. The files of its models: model_files.py."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import re
-import tempfile
 import urllib.parse
-from collections.abc import Collection, Iterator
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
-from components import files, mlflow_rest, storage
+from components import mlflow_rest
 from components.config import Config
-from components.errors import Damaged, Passing, UserError
+from components.errors import UserError
 from components.layout import Layout
-from components.operations import environment, rest
-from components.release import loader
-from components.release.history import ROLLBACK, by_hand, history, left_behind
-
-__all__ = ["history"]  # beside what is defined here: the commands ask this module for it
+from components.operations import environment
+from components.release.history import ROLLBACK, by_hand, left_behind
 
 QUIET = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -37,15 +29,9 @@ QUIET = {
 WEIGHTS, EVALUATION, VERDICT, CORPUS = "lmworks.weights_sha256", "lmworks.evaluation_sha256", "gate.verdict", "lmworks.corpus"
 TRAINED_COMMIT, RELEASE_COMMIT = "mlflow.source.git.commit", "lmworks.release_commit"  # of a run
 LANGUAGES = "lmworks.languages"
-FILES, REASON, CHANGED = "lmworks.files", "gate.reason.", "lmworks.changed"
+REASON, CHANGED = "gate.reason.", "lmworks.changed"
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what MLflow says of a name or version that it does not have; the second: none can have it
 ANOTHER_NAME = "Choose another name: write it into the line `name:` of params.yaml, where all else stays as you set it, then: lmworks run"
-TAG_EDITED = f"its tag {FILES} was edited and cannot be read, so nothing vouches for its bytes"
-CARD = "README.md"
-LOGGED_MODEL = re.compile(r"models:/m-[0-9a-f]+")
-VOUCHED = "vouched.json"  # what the tag FILES says, for a consumer that asks no registry (components/serving/model_file.py)
-GONE = re.compile(r"\b404\b|No such artifact|RESOURCE_DOES_NOT_EXIST")  # how the store says that a file is not there
-FETCHED_AS = "registered_model_meta"  # MLflow writes it beside the files that it fetches; it is none of them
 
 
 def address(layout: Layout) -> str:
@@ -212,108 +198,6 @@ def named(mlflow_client: Any, uri: str) -> Any:
 def model_id(version: Any) -> str:
     """The logged model behind a version (its source is models:/m-…)."""
     return version.source.removeprefix("models:/")
-
-
-# --- bytes ---------------------------------------------------------------------------------------
-
-def local_files(folder: Path) -> dict[str, str]:
-    """{path: sha256} of a logged model, the weights' folder by its manifest alone and without the card and the list itself."""
-    return {name: files.sha256_file(folder / name)
-            for name in sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-            if name not in (CARD, VOUCHED, FETCHED_AS) and (not name.startswith("artifacts/model/") or name.endswith("/" + files.MANIFEST))}
-
-
-def _not_given(error: Exception, what: str, work: Path, layout: Layout) -> UserError:
-    """What kept the files of a model from us: a disk, a server that is away or that refuses are no damage, and nobody may take them for it."""
-    from components.operations import (  # they look into databases, which know of versions from here
-        contention,
-        services,
-    )
-    from components.operations.processes import MLFLOW
-
-    words = " ".join(str(error).split())[:200]
-    if full := storage.said(error, work) or storage.tight(work):
-        return Passing(f"{what} cannot be fetched: {full}")
-    ours = services.outside(MLFLOW, layout) is None
-    if ours and (found := contention.trouble(layout, MLFLOW)):
-        return found
-    if not rest.healthy(f"{address(layout)}/health") or not ours and not GONE.search(str(error)):
-        return rest.Unreachable(f"MLflow at {address(layout)} did not give the files of {what} ({words}). Look at `lmworks status`, then run the same command again")
-    return Damaged(f"{what}: the model store does not give its files ({words}). Release it again: lmworks run")
-
-
-@contextlib.contextmanager
-def stored(source: str, expected: dict[str, str] | None, what: str, layout: Layout) -> Iterator[Path]:
-    """A copy of a logged model (models:/m-…) as the store serves it, gone afterwards; checked against `expected` unless that is None.
-
-    Raises Damaged, naming file and both hashes, and for a source that is anything else: a version may name any address (J6); Passing where
-    the disk is full or the server went away.
-    """
-    if not LOGGED_MODEL.fullmatch(source):
-        raise Damaged(f"{what}: its files are said to lie at {source[:80]!r}, which is no model that lmworks stored, so nothing is fetched. Release it again: lmworks run")
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    work = layout.work_root / "models"
-    work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=work) as scratch:
-        for again in (True, False):  # one that was cut is asked for once more
-            try:
-                folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=scratch))
-                break
-            except (MlflowException, OSError) as error:
-                if not again or GONE.search(str(error)):
-                    raise _not_given(error, what, work, layout) from None
-        if expected is not None:
-            check_files(folder, expected, what)
-        yield folder
-
-
-def vouched_files(tag: str | None) -> dict[str, str] | None:
-    """{file: sha256} of the tag FILES; None where there is none, or it was edited and cannot be read."""
-    try:
-        found = json.loads(tag or "null")
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) and found else None
-
-
-@contextlib.contextmanager
-def fetched(version: Any, layout: Layout) -> Iterator[Path]:
-    """A verified copy of a version's files, gone afterwards: its code and MLmodel are vouched for by the version's tag,
-    the rest by the manifest (which the tag covers), and no code but ours is in it, whatever the tag says. Raises UserError and Damaged."""
-    if FILES not in version.tags:
-        raise UserError(f"{version.name} version {version.version} was not registered by lmworks (no tag {FILES}), so nothing vouches "
-                        "for its bytes. Use a version that `lmworks models` lists, or release again: lmworks run")
-    what = f"{version.name} version {version.version}"
-    expected = vouched_files(version.tags[FILES])
-    if expected is None:
-        raise Damaged(f"{what}: {TAG_EDITED}. Release it again: lmworks run")
-    with stored(version.source, expected, what, layout) as folder:
-        loader.check(folder, what)
-        yield folder
-
-
-def check_files(folder: Path, expected: dict[str, str], what: str) -> None:
-    """Raises Damaged when the logged model in `folder` is not `expected` (as of `local_files`) or breaks its manifest."""
-    actual = local_files(folder)
-    for name, sha256 in expected.items():
-        if name != FETCHED_AS and actual.get(name) != sha256:  # earlier versions list it
-            raise Damaged(f"{what}: {name} is damaged in the model store: sha256 {actual.get(name, 'no such file')} found, "
-                          f"{sha256} registered. Release it again: lmworks run")
-    extra = set(actual) - set(expected)
-    if extra:
-        raise Damaged(f"{what}: {min(extra)} was added in the model store after registration. Release it again: lmworks run")
-    listed = (folder / VOUCHED).read_text(errors="replace") if (folder / VOUCHED).exists() else None
-    if listed != listing(expected) and not (listed is None and expected.get(loader.MODEL_FILE.name) in loader.WITHOUT_LIST):
-        wrong = "is not there" if listed is None else "does not list what was registered"
-        raise Damaged(f"{what}: {VOUCHED} is damaged in the model store: it {wrong}. Release it again: lmworks run")
-    files.verify_manifest(folder / "artifacts" / "model")
-
-
-def listing(vouched: dict[str, str]) -> str:
-    """The text of VOUCHED: the model file reads no other."""
-    return json.dumps(vouched, indent=1, sort_keys=True) + "\n"
 
 
 # --- what there is, without importing mlflow -----------------------------------------------------

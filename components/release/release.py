@@ -28,6 +28,7 @@ from components.release import (
     gates,
     judged_items,
     lineage,
+    model_files,
     package,
     promotion,
     registry,
@@ -126,7 +127,7 @@ def release_one(client: Any, experiment: str, subject: Subject, config: Config, 
     run_id = lineage.training_run(client, experiment, subject, config, layout, say)
     lineage.copy_in(client, run_id, subject, config, layout)
     version = known = registry.find_version(client, subject.name, subject.weights_sha256, subject.evaluation_sha256)
-    if version is not None and not package.is_sound(version.source, registry.vouched_files(version.tags.get(registry.FILES)), subject.name, layout):
+    if version is not None and not package.is_sound(version.source, model_files.vouched_files(version.tags.get(model_files.FILES)), subject.name, layout):
         say(f"{subject.name}: the stored files of version {version.version} are damaged or gone; registering the weights again")
         version = None
     if version is None:
@@ -209,7 +210,7 @@ def record(client: Any, run_id: str, subject: Subject, version: Any, current: An
     work = layout.work_root / "release"
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work, prefix="decision-") as scratch:
-        decided, readme, kept = Path(scratch) / "promotion.json", Path(scratch) / registry.CARD, Path(scratch) / contract.ARTIFACT
+        decided, readme, kept = Path(scratch) / "promotion.json", Path(scratch) / model_files.CARD, Path(scratch) / contract.ARTIFACT
         files.write_json(decided, {
             "name": name, "version": number, "weights_sha256": subject.weights_sha256, "evaluation_sha256": subject.evaluation_sha256,
             "verdict": "passed" if passed else "failed", "champion_judged_against": current and str(current.version),

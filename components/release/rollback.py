@@ -13,7 +13,7 @@ from components import files, mlflow_rest
 from components.errors import Busy, Passing, UserError
 from components.layout import Layout
 from components.masking import masked
-from components.release import calls, gates, history, promotion, registry, registry_page
+from components.release import calls, gates, history, model_files, promotion, registry, registry_page
 
 CRITERION = "not_rolled_back"
 # what a version was held against on its day; a person who brings a former champion back has decided these
@@ -134,7 +134,7 @@ def _usable(version: Any | None, name: str, number: str, layout: Layout) -> Any:
         raise UserError(f"{name} version {number} does not pass its gate any more ({'; '.join(failed)})")
     if version.tags.get(registry.VERDICT) not in ("passed", "failed"):
         raise UserError(f"{name} version {number} has no verdict of a gate")
-    with registry.fetched(version, layout):
+    with model_files.fetched(version, layout):
         return version
 
 

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
-from components.release import registry
+from components.release import history
 
 VIEW = "mlflow.sharedViewState."
 PACKED = "deflate;"
@@ -73,7 +73,7 @@ def compared(client: Any, run_ids: dict[str, str]) -> list[str]:
     found = list(run_ids.values())
     for name in run_ids:
         model = client.get_registered_model(name)
-        numbers = [model.aliases.get("champion"), *(move["from"] for move in registry.history({"tags": model.tags, "aliases": model.aliases})[-1:])]
+        numbers = [model.aliases.get("champion"), *(move["from"] for move in history.history({"tags": model.tags, "aliases": model.aliases})[-1:])]
         for number in filter(None, numbers):
             with contextlib.suppress(MlflowException):  # a version that somebody deleted
                 found.append(client.get_model_version(name, str(number)).run_id)

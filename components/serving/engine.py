@@ -9,7 +9,7 @@ from typing import Any
 
 from components.errors import Damaged, UserError
 from components.layout import Layout
-from components.release import calls, promotion, registry
+from components.release import calls, model_files, promotion, registry
 
 
 def no_champion(client: Any, name: str) -> str:
@@ -76,9 +76,9 @@ def answer(layout: Layout, name: str, prompts: list[str], params: dict[str, Any]
 
 @contextlib.contextmanager
 def _verified(version: Any, layout: Layout) -> Iterator[Path]:
-    """`registry.fetched`; where the bytes are damaged the receipt goes, so that `lmworks run` releases again and does not call it unchanged."""
+    """`model_files.fetched`; where the bytes are damaged the receipt goes, so that `lmworks run` releases again and does not call it unchanged."""
     try:
-        with registry.fetched(version, layout) as folder:
+        with model_files.fetched(version, layout) as folder:
             yield folder
     except Damaged:
         layout.receipt.unlink(missing_ok=True)

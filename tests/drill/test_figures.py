@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 
 from benchmarks.reliability import disk, outages
+from components import files
 
 pytestmark = pytest.mark.code
 
@@ -28,6 +30,13 @@ def test_one_long_stall_makes_the_mean_step_longer_wherever_it_lies():
 def test_a_training_that_ended_within_the_window_is_not_compared():
     assert outages.of_window(stepping(*[100] * 50), 1000, 9000)["step_s"] is None
     assert outages.of_window([], 1000, 9000)["step_s"] is None
+
+
+def test_what_eight_pairs_tell_can_be_written_and_a_slower_step_misses():
+    training = {"exit_code": 0, "status": "FINISHED", "points": 5, "lost": 0, "doubled": 0, "wrong": 0, "longest_without_a_point_s": 1.0}
+    for shift, met in ((0.0, True), (0.05, False)):
+        told = outages._told([{"slower": shift + noise, "away": training, "there": training} for noise in (-0.02, 0.01, 0.02, -0.01)], 0)
+        assert json.loads(files.canonical_json(told))["met"] is met
 
 
 @pytest.mark.parametrize(("ends", "went_on"), [([3, 0], True), ([3, 1], False), ([0, 0], True), ([0, 1], False)])

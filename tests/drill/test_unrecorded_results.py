@@ -10,7 +10,7 @@ import pytest
 import yaml
 from mlflow_stand_in import Server, layout_of, open_run
 
-from components import chain, files, tracking
+from components import chain, files, stage_code, tracking
 from components.config import Config
 from components.layout import Layout
 from components.operations import recorded
@@ -36,7 +36,7 @@ def lock(layout: Layout, name: str) -> None:
 def test_C2_checkpoints_stay_until_dvc_has_recorded_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     layout, began = Layout(root=tmp_path), []
     monkeypatch.setattr(chain, "check_versions", lambda *_: None)
-    monkeypatch.setattr(chain, "code_of", lambda *_: [])
+    monkeypatch.setattr(stage_code, "of", lambda *_: [])
     monkeypatch.setattr(chain, "fingerprint", lambda *_: {"code": {}})
     monkeypatch.setattr(chain, "load", lambda _: Config())
 

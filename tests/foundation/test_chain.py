@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from components import chain, files, reporting
+from components import chain, files, reporting, stage_code
 from components import config as settings
 from components.errors import UserError
 from components.layout import ROOT, Layout
@@ -117,8 +117,8 @@ def test_the_imports_of_a_file_are_those_that_its_whole_text_gives(tmp_path: Pat
     odd.write_text('"""Words\nfrom components that are no import.\n"""\nfrom components import (  # (two)\n    files,\n    storage,\n)\n'
                    "def late():\n    import components.masking\n    from components.corpus \\\n        import page\n")
     for path in [*paths, odd]:
-        assert named(chain._imports(path)) == named(ast.parse(path.read_text())), path
+        assert named(stage_code.imports(path)) == named(ast.parse(path.read_text())), path
     for damaged in (b"from components import (files\n", b"from components \xff import files\n", b"from components import \0files\n"):
         odd.write_bytes(damaged)
         with pytest.raises(UserError, match="odd.py cannot be read as Python"):
-            chain._imports(odd)
+            stage_code.imports(odd)

@@ -17,7 +17,7 @@ from components import files
 from components.errors import Busy, Damaged
 from components.layout import ROOT, Layout
 from components.operations import backup, cleaning, databases, restoration, restored_databases, services
-from components.release import registry, release
+from components.release import model_files, registry, release
 
 pytestmark = [pytest.mark.code, pytest.mark.slow]
 
@@ -105,7 +105,7 @@ def test_the_champion_is_served_from_a_restored_and_cleaned_checkout_with_the_sa
             check_clean(client, layout)
             version = registry.aliased(client, "kept", "champion")
             assert version.tags[registry.WEIGHTS] == weights
-            with registry.fetched(version, layout) as model:
+            with model_files.fetched(version, layout) as model:
                 assert files.weights_sha256(model / "artifacts/model") == weights
             import mlflow
 
@@ -160,14 +160,14 @@ def test_E8_last_night_s_databases_beside_today_s_models_and_the_next_run_releas
         services.ensure(layout, prefect=False)
         client = registry.client(layout)
         assert registry.aliased(client, "kept", "champion").tags[registry.WEIGHTS] == weights, "the champion of last night, whole"
-        with registry.fetched(registry.aliased(client, "kept", "champion"), layout):
+        with model_files.fetched(registry.aliased(client, "kept", "champion"), layout):
             pass
         assert not release.receipt_current(config, layout), "so the next run does not call everything unchanged"
         again = release.release(config, layout, say=lambda _line: None)
         assert [(decision.version, decision.weights_sha256, decision.verdict) for decision in again] == [
             (decision.version, decision.weights_sha256, decision.verdict) for decision in today]
         for name in ("kept", "kept-instruct"):
-            with registry.fetched(registry.aliased(client, name, "champion"), layout) as model:
+            with model_files.fetched(registry.aliased(client, name, "champion"), layout) as model:
                 assert files.weights_sha256(model / "artifacts/model") == registry.aliased(client, name, "champion").tags[registry.WEIGHTS]
     finally:
         services.down(layout)

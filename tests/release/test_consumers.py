@@ -20,7 +20,7 @@ import pytest
 from mlflow_server import free_port
 
 from components.errors import Damaged, UserError
-from components.release import calling, lineage, registry
+from components.release import calling, lineage, model_files, registry
 from components.release import release as releasing
 from components.serving import engine
 
@@ -102,7 +102,7 @@ def test_D9_generate_runs_no_code_that_was_changed_in_the_store(served, tmp_path
     original = client.download_artifacts(version.run_id, "README.md")  # proves that the store answers
     assert original
     (tmp_path / "model_file.py").write_text(f"open({str(marker)!r}, 'w')")
-    with registry.fetched(version, layout) as folder:
+    with model_files.fetched(version, layout) as folder:
         kept = (folder / "model_file.py").read_bytes()
     client.log_model_artifact(registry.model_id(version), str(tmp_path / "model_file.py"))
     try:

@@ -6,7 +6,7 @@ import checkout
 import pytest
 
 from components.layout import Layout
-from components.release import history, lineage, registry
+from components.release import history, lineage, model_files, registry
 from components.release import release as releasing
 
 pytestmark = pytest.mark.code
@@ -51,7 +51,7 @@ def test_C7_H1_killed_at_every_place_the_alias_is_old_or_new_and_what_is_there_i
 
     assert lives.release(killed_upload=3) == -9 and registry.registered(layout, "lives") is None
     half, = client.search_logged_models([lineage.experiment_id(client, "lives")])
-    assert half.status.value == "PENDING" and registry.FILES not in half.tags
+    assert half.status.value == "PENDING" and model_files.FILES not in half.tags
     assert lives.killed_at("registry.uploaded") is None
     assert lives.killed_at("registry.version_created")["aliases"] == {} and versions_of(client, "lives") == {"1": "undecided"}
     assert lives.killed_at("registry.judged")["aliases"] == {"candidate": "1"} and versions_of(client, "lives") == {"1": "passed"}
@@ -62,7 +62,7 @@ def test_C7_H1_killed_at_every_place_the_alias_is_old_or_new_and_what_is_there_i
     assert lives.release() == 0 and releasing.receipt_current(config, layout)
     for name in ("lives", "lives-instruct"):
         assert registry.registered(layout, name)["aliases"] == {"candidate": "1", "champion": "1"} and versions_of(client, name) == {"1": "passed"}
-        with registry.fetched(client.get_model_version(name, "1"), layout):
+        with model_files.fetched(client.get_model_version(name, "1"), layout):
             assert registry.model_id(client.get_model_version(name, "1")) != half.model_id
     assert lives.moves() == [(None, "1")]
 

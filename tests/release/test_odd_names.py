@@ -14,7 +14,7 @@ import pytest
 from commands import imports
 from components.errors import Damaged, UserError
 from components.layout import Layout
-from components.release import comparison, registry, rollback
+from components.release import comparison, model_files, registry, rollback
 from components.serving import engine
 
 pytestmark = pytest.mark.code
@@ -60,7 +60,7 @@ def test_J2_a_version_that_brings_code_is_refused_even_where_its_tag_fits(releas
     client, marker = registry.client(released), tmp_path / "executed"
     version = client.get_model_version("hostile", "1")
     folder = next(path.parent for path in mlflow_folder.rglob("MLmodel") if path.parent.parent.name == registry.model_id(version))
-    kept, tag = tmp_path / "kept", version.tags[registry.FILES]
+    kept, tag = tmp_path / "kept", version.tags[model_files.FILES]
     shutil.copytree(folder, kept)
     evil = f"open({str(marker)!r}, 'w').close()\n"
     try:
@@ -74,9 +74,9 @@ def test_J2_a_version_that_brings_code_is_refused_even_where_its_tag_fits(releas
             (folder / "artifacts" / "extra.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
         else:
             (folder / "model_file.pyc").write_bytes(b"\0" * 20)
-        found = registry.local_files(folder)
-        (folder / registry.VOUCHED).write_text(registry.listing(found))
-        client.set_model_version_tag("hostile", "1", registry.FILES, json.dumps(found))
+        found = model_files.local_files(folder)
+        (folder / model_files.VOUCHED).write_text(model_files.listing(found))
+        client.set_model_version_tag("hostile", "1", model_files.FILES, json.dumps(found))
         with pytest.raises(Damaged, match="hostile version 1: .*so nothing of it is run. Release it again: lmworks run") as refused:
             engine.answer(released, "hostile", ["房间"], {}, version=1)
         assert "\n" not in str(refused.value) and not marker.exists()
@@ -85,7 +85,7 @@ def test_J2_a_version_that_brings_code_is_refused_even_where_its_tag_fits(releas
     finally:
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
-        client.set_model_version_tag("hostile", "1", registry.FILES, tag)
+        client.set_model_version_tag("hostile", "1", model_files.FILES, tag)
     assert not marker.exists()
 
 
@@ -96,5 +96,5 @@ def test_J5_J6_a_version_whose_files_lie_elsewhere_is_not_fetched(released: Layo
     version = client.get_model_version("hostile", "1")
     elsewhere = SimpleNamespace(name="hostile", version="1", source=source, tags=version.tags)
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", lambda **_: pytest.fail("something was asked"))
-    with pytest.raises(Damaged, match="hostile version 1: its files are said to lie at .*, so nothing is fetched"), registry.fetched(elsewhere, released):
+    with pytest.raises(Damaged, match="hostile version 1: its files are said to lie at .*, so nothing is fetched"), model_files.fetched(elsewhere, released):
         pass

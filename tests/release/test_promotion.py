@@ -17,7 +17,7 @@ from benchmarks.reliability import promoters
 from components import files
 from components.errors import UserError
 from components.layout import Layout
-from components.release import contract, history, promotion, registry, rollback
+from components.release import contract, history, model_files, promotion, registry, rollback
 from components.serving import engine
 
 pytestmark = pytest.mark.code
@@ -271,7 +271,7 @@ def test_without_champion_the_failed_criterion_is_named(mlflow_url, tmp_path):
 def test_version_that_lmworks_did_not_register_is_not_loaded(mlflow_url, tmp_path):
     layout = Layout(root=tmp_path)
     client = a_model(layout, "foreign", 1)
-    with pytest.raises(UserError, match="not registered by lmworks"), registry.fetched(client.get_model_version("foreign", "1"), layout):
+    with pytest.raises(UserError, match="not registered by lmworks"), model_files.fetched(client.get_model_version("foreign", "1"), layout):
         pass
 
 

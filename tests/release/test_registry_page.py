@@ -13,6 +13,7 @@ from components import files
 from components.release import (
     contract,
     history,
+    model_files,
     package,
     registry,
     registry_page,
@@ -75,7 +76,7 @@ def test_a_first_version_has_nothing_to_compare_and_the_next_says_three_things(p
 
 def test_what_is_vouched_for_is_what_was_logged_and_no_bytecode(paged):
     _, client, _ = paged
-    listed = json.loads(client.get_model_version(NAME, "2").tags[registry.FILES])
+    listed = json.loads(client.get_model_version(NAME, "2").tags[model_files.FILES])
     assert {"MLmodel", "model_file.py", "artifacts/model/manifest.json"} <= set(listed)
     assert not [name for name in listed if "__pycache__" in name or name in ("registered_model_meta", "README.md")]
 
@@ -141,7 +142,7 @@ def test_H2_moved_by_hand_is_shown_and_the_next_promotion_goes_on(paged):
     released(layout, **allowed)
     text = client.get_registered_model(NAME).description
     assert entry(layout, 2)["gated"] and "**Version 2 is the champion.**" in text and "Not gated" not in text
-    moves = registry.history(registry.registered(layout, NAME))
+    moves = history.history(registry.registered(layout, NAME))
     assert [(move["from"], move["to"]) for move in moves] == [(None, "1"), ("1", "2"), ("2", "2"), ("2", "1"), ("1", "2")]
     assert ["by hand" in move["why"] for move in moves] == [False, True, False, True, False]
 
@@ -189,14 +190,14 @@ def test_who_is_champion_is_found_on_the_page_however_it_was_told():
 
 def test_G_deleted_versions_and_a_deleted_model_leave_history_and_releases_whole(paged):
     layout, client, _ = paged
-    before = registry.history(registry.registered(layout, NAME))
+    before = history.history(registry.registered(layout, NAME))
     client.delete_model_version(NAME, client.get_model_version_by_alias(NAME, "champion").version)
-    assert registry.history(registry.registered(layout, NAME)) == before
+    assert history.history(registry.registered(layout, NAME)) == before
     assert "removed by hand, or its version was deleted" in history.by_hand(registry.registered(layout, NAME))
     client.delete_registered_model(f"{NAME}-instruct")
     base, instruct = released(layout)
     assert base.promoted and instruct.promoted and instruct.version == "1"
-    moves = registry.history(registry.registered(layout, NAME))
+    moves = history.history(registry.registered(layout, NAME))
     assert moves[:len(before)] == before and moves[-1]["to"] == base.version and history.by_hand(registry.registered(layout, NAME)) is None
     assert "| none |" in client.get_registered_model(NAME).description
 

@@ -13,7 +13,7 @@ from components import files
 from components.errors import Damaged, Passing, UserError
 from components.layout import Layout
 from components.operations import rest
-from components.release import calls, lineage, package, registry, rollback
+from components.release import calls, history, lineage, model_files, package, registry, rollback
 from components.release import release as releasing
 from components.serving import engine
 
@@ -140,7 +140,7 @@ def test_worse_model_stays_candidate_better_one_replaces_and_history_is_kept(mlf
     checkout.retrain(layout, margin, seed=3)
     (better, instruct), _ = quietly(margin, layout)
     assert better.promoted and better.version == "3" and instruct.promoted
-    moves = registry.history(registry.registered(layout, "rounds"))
+    moves = history.history(registry.registered(layout, "rounds"))
     assert [(move["from"], move["to"]) for move in moves] == [(None, "1"), ("1", "3")]
     assert all(move["who"] and move["when"] and move["why"] for move in moves)
 
@@ -228,7 +228,7 @@ def test_D9_edited_version_in_the_store_is_registered_anew(mlflow_url, tmp_path)
     version = client.get_model_version_by_alias("edited", "champion")
     (tmp_path / "model_file.py").write_text("print('evil')")
     client.log_model_artifact(registry.model_id(version), str(tmp_path / "model_file.py"))
-    with pytest.raises(Damaged, match="model_file.py is damaged in the model store"), registry.fetched(version, layout):
+    with pytest.raises(Damaged, match="model_file.py is damaged in the model store"), model_files.fetched(version, layout):
         pass
     (again, _), lines = quietly(config, layout)
     assert again.version == "2" and again.promoted and any("damaged" in line for line in lines)
@@ -241,10 +241,10 @@ def test_D9_a_version_whose_tag_of_its_files_was_edited_or_deleted_is_refused_an
     client = registry.client(layout)
     for number, edited in enumerate(["{", "[]", '{"MLmodel": 5}', None], start=1):
         if edited is None:
-            client.delete_model_version_tag("tagged", str(number), registry.FILES)
+            client.delete_model_version_tag("tagged", str(number), model_files.FILES)
         else:
-            client.set_model_version_tag("tagged", str(number), registry.FILES, edited)
-        with pytest.raises(UserError, match="vouches for|is damaged in the model store"), registry.fetched(client.get_model_version("tagged", str(number)), layout):
+            client.set_model_version_tag("tagged", str(number), model_files.FILES, edited)
+        with pytest.raises(UserError, match="vouches for|is damaged in the model store"), model_files.fetched(client.get_model_version("tagged", str(number)), layout):
             pass
         (again, _), lines = quietly(config, layout)
         assert again.version == str(number + 1) and again.promoted and any("damaged or gone" in line for line in lines), (edited, lines)
@@ -259,7 +259,7 @@ def test_D1_F1_a_full_disk_or_a_server_that_is_away_is_no_damage_of_the_model_th
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
         quietly(config, layout)
         champion = registry.client(layout).get_model_version_by_alias("away", "champion")
-        expected = registry.vouched_files(champion.tags[registry.FILES])
+        expected = model_files.vouched_files(champion.tags[model_files.FILES])
         for mode in (REFUSE, ERROR, CUT):
             proxy.misbehave(mode)
             for answers in (False, True):  # one that refuses the files alone is healthy

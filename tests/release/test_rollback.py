@@ -13,7 +13,7 @@ import pytest
 from commands import display
 from components import mlflow_rest
 from components.errors import Busy, Damaged, UserError
-from components.release import history, registry, rollback
+from components.release import history, model_files, registry, rollback
 from components.release import release as releasing
 from components.serving import engine
 
@@ -89,13 +89,13 @@ def test_what_cannot_be_gone_back_to_is_told_with_the_history(three):
 
 def test_H4_a_champion_that_moved_meanwhile_is_left_alone(three, monkeypatch):
     _, layout, client = three
-    fetched = registry.fetched
+    fetched = model_files.fetched
 
     def meanwhile(version, where):
         client.set_registered_model_alias("back-instruct", "champion", "1")
         return fetched(version, where)
 
-    monkeypatch.setattr(registry, "fetched", meanwhile)
+    monkeypatch.setattr(model_files, "fetched", meanwhile)
     before = history.history(registry.registered(layout, "back-instruct"))
     try:
         with pytest.raises(Busy, match="moved from version 3 to 1 meanwhile; nothing was changed"):

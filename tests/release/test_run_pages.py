@@ -18,6 +18,7 @@ from components.release import (
     gates,
     judged_items,
     lineage,
+    model_files,
     registry,
     run_note,
     tables,
@@ -304,6 +305,6 @@ def test_a_run_that_a_person_deleted_gets_a_stand_in_and_is_named(mlflow_url, tm
     assert not releasing.receipt_current(config, layout)
     (anew,) = releasing.release(config, layout, say=lines.append)
     assert anew.version == "2" and anew.promoted and anew.model_id != again.model_id and any("damaged or gone" in line for line in lines)
-    with registry.fetched(client.get_model_version_by_alias("without-its-run-instruct", "champion"), layout):
+    with model_files.fetched(client.get_model_version_by_alias("without-its-run-instruct", "champion"), layout):
         pass
     assert releasing.receipt_current(config, layout)
