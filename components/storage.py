@@ -81,15 +81,16 @@ def no_space(folder: Path, needed: int | None = None, *, what: str = "what is wr
     stat = os.statvfs(folder)
     free = stat.f_bavail * stat.f_frsize
     if stat.f_files and not stat.f_favail and not quota:
-        return (f"no space in {folder}: its disk has room for no further file (all {stat.f_files:,} inodes are taken, {megabytes(free)} are free). "
+        return (f"no space in {folder}: its disk has room for no further file (all {stat.f_files:,} inodes are taken, {amount(free)} are free). "
                 f"Remove files there, then {then}")
-    wants = f"needs {megabytes(needed)}" if needed is not None else "needs more"
-    return (f"no space in {folder}: {what} {wants}, {megabytes(free)} are free{' and the quota is used up' if quota else ''}. "
+    wants = f"needs {amount(needed)}" if needed is not None else "needs more"
+    return (f"no space in {folder}: {what} {wants}, {amount(free)} are free{' and the quota is used up' if quota else ''}. "
             f"Free some (lmworks clean --dry-run says what takes it), then {then}")
 
 
-def megabytes(count: float) -> str:
-    return f"{count / 1e6:,.0f} MB" if count >= 10e6 else f"{count / 1e6:,.2f} MB"
+def amount(count: float) -> str:
+    """Of bytes, for a person; what is there at all is never 0."""
+    return f"{count / 1e6:,.0f} MB" if count >= 10e6 else f"{count / 1e6:,.2f} MB" if count >= 1e6 else f"{-(-count // 1000):,.0f} kB"
 
 
 def existing(path: Path) -> Path:

@@ -3,7 +3,7 @@
     python -m benchmarks.reliability                        every figure at its full count (hours, on a machine that does nothing else)
     python -m benchmarks.reliability kills --count 6        one figure, a few repeats
     python -m benchmarks.reliability flips --seed 7         other places, other bytes
-    python -m benchmarks.reliability table                  only the table, from benchmarks/reliability.json
+    python -m benchmarks.reliability table                  nothing is measured: the table, from benchmarks/reliability.json into both READMEs
 
 Each figure writes its own section of benchmarks/reliability.json: command, commit, versions, host, counts and all repeats.
 Exit code 1: a figure was missed.
@@ -22,6 +22,7 @@ import traceback
 from typing import Any
 
 from benchmarks import workspace
+from benchmarks.reliability import table
 from components import files
 from components.layout import ROOT
 
@@ -41,17 +42,6 @@ def measured(name: str, count: int | None, seed: int) -> dict[str, Any]:
 
 def known() -> dict[str, Any]:
     return json.loads(RESULT.read_text()) if RESULT.exists() else {}
-
-
-def table() -> str:
-    """The figures as Markdown; a miss stays, marked red."""
-    lines = ["| figure | goal | counted | where |", "|---|---|---|---|"]
-    for name, section in known().items():
-        counts = ", ".join(f"{key.replace('_', ' ')} {value:g}" if isinstance(value, int | float) else f"{key.replace('_', ' ')} {value}"
-                           for key, value in section["counts"].items())
-        mark = "🔴" if not section["met"] else "🟢" if section["full"] else "🟡 short form:"
-        lines.append(f"| `{name}` | {section['goal']} | {mark} {counts} | {section['host']['processor']}, {section['host']['cores']} cores, {section['date']} |")
-    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -78,7 +68,9 @@ def main() -> int:
         files.write_json(RESULT, {key: {**known(), name: section}[key] for key in FIGURES if key in {**known(), name: section}})
         print(f"{name}: {'met' if section['met'] else 'MISSED'} in {section['elapsed_s']:.0f} s. {json.dumps(section['counts'], ensure_ascii=False)}", flush=True)
         missed += [] if section["met"] else [name]
-    print(table())
+    if not wanted:
+        table.write(known())
+    print(table.table(known()))
     return 1 if missed else 0
 
 

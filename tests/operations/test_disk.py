@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,8 +78,12 @@ for write in (in_sqlite, lambda: save_file({"a": torch.zeros(1_000_000)}, disk /
 """))
     assert len(told) == 7
     for line in told:
-        assert line[0].startswith(f"no space in {tmp_path / 'disk'}: what is written needs ") and "MB are free" in line[0], line
+        assert line[0].startswith(f"no space in {tmp_path / 'disk'}: what is written needs ") and re.search(r"needs (more|[\d.]+ (kB|MB)), [\d.]+ (kB|MB) are free", line[0]), line
     assert "a.json: no space in" in told[5][1] and "needs 4.00 MB" in told[5][1]
+
+
+def test_D1_what_is_needed_and_what_is_free_are_told_in_units_that_show_them():
+    assert [storage.amount(count) for count in (0, 1, 4096, 999_999, 1_000_000, 12_345_678)] == ["0 kB", "1 kB", "5 kB", "1,000 kB", "1.00 MB", "12 MB"]
 
 
 def test_D1_a_stage_on_a_full_disk_says_so_leaves_nothing_half_and_goes_on_when_there_is_space(tmp_path: Path):
