@@ -29,7 +29,7 @@ GOALS_ZH = {
     "starts": "全新的检出上同时启动 8 个进程：8 个都正常结束，只有一对服务",
 }
 WORDS_ZH = {
-    "away_s": "离开秒数", "best_is_champion": "冠军是最好的", "between_checkpoints": "在检查点之间", "catching_up_slower_percent": "补发时每步变慢 %", "chains": "链", "champions_read": "读到的冠军", "checkouts": "检出",
+    "away_s": "离开秒数", "best_is_champion": "冠军是最好的", "between_checkpoints": "在检查点之间", "catching_up_slower_percent": "补发时每步变慢 %", "chains": "链", "cores_busy_away": "服务离开时占用核数", "cores_busy_there": "服务在时占用核数", "outages": "次离开", "champions_read": "读到的冠军", "checkouts": "检出",
     "checkouts_with_other_than_one_pair": "服务不止一对的检出", "clean_loads": "干净读取", "clear_messages_or_went_on": "话说清楚或照常继续", "commands_not_as_they_should": "命令行为不对",
     "cuts": "截短", "different_files": "不同的文件", "doors": "门", "doubled": "重点", "doubled_versions": "重复的版本", "errors": "错误", "executed": "被执行",
     "extra_runs": "多出的运行", "failed": "失败", "failed_reads": "失败的读取", "failed_rollbacks": "失败的回滚", "false_alarms": "误报", "finished_at_first_try": "一次跑完", "flips": "翻转",

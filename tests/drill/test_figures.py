@@ -40,14 +40,17 @@ def test_an_outage_is_held_against_the_time_around_it_and_a_slower_step_misses()
         while points[-1][1] < 200_000:
             at = points[-1][1]
             points.append((points[-1][0] + 10, at + 10 * (slowed_ms if began <= at < began + 1000 * outages.AWAY_S else 20)))
-        found = outages.held_against(points, began)
-        assert found["slower"] == pytest.approx(slowed_ms / 20 - 1, abs=1e-3) and found["catching_up_slower"] == pytest.approx(0, abs=1e-3)
-        runs = [{"exit_code": 0, "status": "FINISHED", "points": 5, "lost": 0, "doubled": 0, "wrong": 0} | found | {"slower": found["slower"] + noise} for noise in (-0.01, 0.01, 0)]
-        told = outages._told(runs, 0)
+        found = outages.Outage("hang", began, [0, 46, 156, 174, 220]).told(points)
+        assert found["slower"] == pytest.approx(slowed_ms / 20 - 1, abs=1e-3) and found["catching_up_slower"] == pytest.approx(0, abs=2e-3)
+        assert found["busy"]["before"] == 46 / outages.CONTROL_S and found["busy"]["away"] == 110 / outages.AWAY_S
+        run = {"exit_code": 0, "status": "FINISHED", "points": 5, "lost": 0, "doubled": 0, "wrong": 0,
+               "outages": [found | {"slower": found["slower"] + noise} for noise in (-0.01, 0.01, 0)]}
+        told = outages._told([run], 0, 3)
         assert json.loads(files.canonical_json(told))["met"] is met
-        assert outages._told(runs, 1)["met"] is False and outages._told([*runs, runs[0] | {"lost": 1}], 0)["met"] is False
-        early = outages.held_against([point for point in points if point[1] < began + 100_000], began)
-        assert early["slower"] is None and outages._told([*runs, runs[0] | early], 0)["met"] is False
+        for bad in (outages._told([run], 1, 3), outages._told([run], 0, 4), outages._told([run | {"lost": 1}], 0, 3), outages._told([], 0, 3)):
+            assert bad["met"] is False
+        early = outages.held_against([point for point in points if point[1] < began + 80_000], began)
+        assert early["slower"] is None and outages._told([run | {"outages": [*run["outages"], found | early]}], 0, 4)["met"] is False
 
 
 @pytest.mark.parametrize(("ends", "went_on"), [([3, 0], True), ([3, 1], False), ([0, 0], True), ([0, 1], False)])
