@@ -3,7 +3,7 @@
     python -m benchmarks.reliability                        every figure at its full count (hours, on a machine that does nothing else)
     python -m benchmarks.reliability kills --count 6        one figure, a few repeats
     python -m benchmarks.reliability flips --seed 7         other places, other bytes
-    python -m benchmarks.reliability table                  nothing is measured: the table, from benchmarks/reliability.json into both READMEs
+    python -m benchmarks.reliability table                  nothing is measured: the table of what is known, into both READMEs
 
 Each figure writes its own section of benchmarks/reliability.json: command, commit, versions, host, counts and all repeats.
 Exit code 1: a figure was missed.
@@ -68,7 +68,7 @@ def main() -> int:
         files.write_json(RESULT, {key: {**known(), name: section}[key] for key in FIGURES if key in {**known(), name: section}})
         print(f"{name}: {'met' if section['met'] else 'MISSED'} in {section['elapsed_s']:.0f} s. {json.dumps(section['counts'], ensure_ascii=False)}", flush=True)
         missed += [] if section["met"] else [name]
-    if not wanted:
+    if "table" in asked.figures:
         table.write(known())
     print(table.table(known()))
     return 1 if missed else 0
